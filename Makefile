@@ -1,0 +1,36 @@
+# Two commands to begin with: `make demo` and `make test`. Both make their environment first.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint format dev clean
+
+demo: $(VENV)/.installed ## the whole pipeline on a drawn sample archive
+	$(BIN)/abo demo
+
+test: $(VENV)/.installed ## every test
+	$(BIN)/pytest
+
+lint: $(VENV)/.installed ## ruff and mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(VENV)/.installed ## let ruff write the code
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+dev: $(VENV)/.installed ## Dagster's UI on the state of the last run
+	$(BIN)/abo dev
+
+# The pip of the system installs into the environment: Debian's Python cannot put a pip of its own there.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "Making the environment in $(VENV); the first time this takes some minutes."
+	$(PYTHON) -m venv --without-pip $(VENV)
+	$(PYTHON) -m pip --python $(BIN)/python install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+clean: ## remove the environment and everything that was made; stops the embedded Postgres
+	-$(BIN)/abo db stop
+	rm -rf $(VENV) .state

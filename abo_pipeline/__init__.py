@@ -1,0 +1,17 @@
+"""Search a product-photo archive by meaning.
+
+The flow, in reading order; each module is one stage and says what stays out of it:
+
+1. ``archive``    the tar: fetched, checked, indexed by byte offset, never unpacked
+2. ``catalog``    images.csv.gz and the tar's members → the images that are kept, in ``sampling`` order
+   ``listings``   listings_*.json.gz → products and their images
+3. ``decoding``   bytes → pixels, with limits
+   ``encoder``    pixels and texts → unit vectors
+   ``embedding``  one partition: what is missing → vectors and failures
+4. ``store``      Postgres: tables, writes, vector indexes, nearest neighbours
+5. ``search``     a text, a picture or a stored image → hits
+6. ``report``     hits of three sizes → grids, a page, numbers
+
+``defs`` shows these to Dagster, ``cli`` to the terminal; neither holds logic of its own. ``sample`` draws a small
+archive to try it all on. Importing the package imports none of them.
+"""

@@ -1,0 +1,56 @@
+"""What can go wrong, as one family of exceptions.
+
+A message says what happened, to which thing, and what to do about it; it never holds a password.
+The command line prints the message and ends with exit code 2; Dagster shows it as the step's error.
+
+    AboError
+    ├── SettingsError    a setting, or the state folder, that cannot be used
+    ├── ArchiveError     an archive that cannot be fetched, read or trusted
+    ├── CatalogError     an images.csv.gz that is no ABO catalogue, or of which nothing is kept
+    ├── ListingsError    a listings archive that cannot be read
+    ├── ImageError       one image that cannot become pixels; costs that image only
+    ├── ModelError       a model that cannot be loaded or does not embed images and texts
+    ├── StoreError       a database that does not answer, or cannot hold what it is asked to
+    ├── CheckError       a check that did not pass, so that what builds on its asset was not made
+    └── QueryError       a search that cannot be answered as asked
+"""
+
+
+class AboError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class SettingsError(AboError):
+    """A setting, or the state folder, that cannot be used."""
+
+
+class ArchiveError(AboError):
+    """An archive that cannot be fetched, read or trusted."""
+
+
+class CatalogError(AboError):
+    """An images.csv.gz that is no ABO catalogue, or of which nothing is kept."""
+
+
+class ListingsError(AboError):
+    """A listings archive that cannot be read."""
+
+
+class ImageError(AboError):
+    """One image that cannot become pixels. It costs that image only, and is recorded with its reason."""
+
+
+class ModelError(AboError):
+    """A model that cannot be loaded, or that does not embed both images and texts."""
+
+
+class StoreError(AboError):
+    """A database that does not answer, or that cannot hold what it is asked to hold."""
+
+
+class CheckError(AboError):
+    """A blocking check that did not pass, so that what builds on its asset was not made."""
+
+
+class QueryError(AboError):
+    """A search that cannot be answered as asked."""

@@ -1,0 +1,232 @@
+"""Every setting: its variable, its default, its meaning.
+
+A setting comes from, in this order: an argument (a flag of ``abo run``), a variable ``ABO_…``, and for the commands
+that follow a run (``abo search``, ``abo dev``, Dagster's definitions) what the last ``abo run`` was given, kept in the
+state folder. Secrets come from variables alone and are never written down. Nothing here opens a file, a model or a
+database beyond that one small file.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from abo_pipeline.errors import SettingsError
+
+OFFICIAL_ARCHIVE = "https://amazon-berkeley-objects.s3.amazonaws.com/archives/abo-images-small.tar"
+OFFICIAL_LISTINGS = "https://amazon-berkeley-objects.s3.amazonaws.com/archives/abo-listings.tar"
+NO_LISTINGS = "none"
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+
+PRODUCT_QUERIES = (
+    "red leather office chair",
+    "blue running shoes",
+    "a wooden coffee table",
+    "white ceramic mug",
+    "black phone case",
+    "gold earrings",
+    "a floor lamp with a fabric shade",
+    "striped rug",
+    "stainless steel kitchen knife",
+    "like:",
+)
+
+
+def _default_state_dir() -> Path:
+    """Inside a checkout, so that nothing is left when it is deleted; in the home folder where there is none."""
+    if (PROJECT_ROOT / "pyproject.toml").is_file():
+        return PROJECT_ROOT / ".state"
+    return Path.home() / ".abo_pipeline"
+
+
+def _split(separator: str) -> BeforeValidator:
+    """Reads a list from one variable or flag: ``100,1000,4000``."""
+
+    def split(value: Any) -> Any:
+        if isinstance(value, str):
+            return [part.strip() for part in value.split(separator) if part.strip()]
+        return value
+
+    return BeforeValidator(split)
+
+
+def _ascending(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    if not sizes or min(sizes) < 1:
+        raise ValueError("sizes are whole numbers of at least 1")
+    return tuple(sorted(set(sizes)))
+
+
+class Settings(BaseSettings):
+    """What a run of the pipeline is told; immutable.
+
+    ``Settings.read()`` looks at arguments and variables, ``Settings.last()`` also at what the last run was given.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="ABO_", frozen=True, extra="ignore")
+
+    state_dir: Path = Field(default_factory=_default_state_dir, description="Where everything made here is kept.")
+    archive: str = Field(OFFICIAL_ARCHIVE, description="The images: a URL (http, https, file) or a path of a tar.")
+    listings: str = Field(
+        "",
+        description="The product listings, likewise; 'none' for none. Unset: the official ones with the official "
+        "images, none with others.",
+    )
+    min_side: int = Field(1000, ge=0, description="Both sides of the original must have at least so many pixels.")
+    partitions: int = Field(
+        64, ge=1, le=10_000, description="Ranges of the key space that are embedded by one run each."
+    )
+    sizes: Annotated[tuple[int, ...], NoDecode, _split(","), AfterValidator(_ascending)] = Field(
+        (1_000, 10_000, 100_000), description="The MAX_IMAGES configurations that are indexed and compared."
+    )
+    model: str = Field("clip-ViT-B-32", description="Whatever SentenceTransformer(...) takes: a hub name or a folder.")
+    space: str = Field("", description="Name of the embedding space. Unset: made from the model's name.")
+    device: str = Field("", description="torch device such as 'cuda' or 'cpu'. Unset: the best there is.")
+    batch_size: int = Field(64, ge=1, description="Images that are decoded, embedded and committed together.")
+    max_file_bytes: int = Field(20_000_000, ge=1, description="An image file larger than this is a failure, not read.")
+    max_pixels: int = Field(
+        50_000_000, ge=1, description="An image of more pixels than this is a failure, not decoded."
+    )
+    database_url: SecretStr | None = Field(
+        None, description="A Postgres server. Unset: an embedded one in the state folder."
+    )
+    index_memory_mb: int = Field(1024, ge=1, description="At most so much memory for building one vector index.")
+    queries: Annotated[tuple[str, ...], NoDecode, _split(";")] = Field(
+        PRODUCT_QUERIES,
+        min_length=1,
+        description="The report's queries, separated by ';'. 'like:ID' means a stored image, 'like:' the first one.",
+    )
+    report_k: int = Field(5, ge=1, le=50, description="Pictures a row in the report.")
+
+    @field_validator("state_dir")
+    @classmethod
+    def _absolute(cls, state_dir: Path) -> Path:
+        return state_dir.expanduser().absolute()
+
+    @field_validator("archive", "listings", "model")
+    @classmethod
+    def _from_anywhere(cls, source: str) -> str:
+        """A path as an absolute one: the commands that follow a run may be given in another folder."""
+        path = Path(source).expanduser()
+        return str(path.absolute()) if source and "://" not in source and path.exists() else source
+
+    @field_validator("space")
+    @classmethod
+    def _is_slug(cls, space: str) -> str:
+        if space and not re.fullmatch(r"[a-z][a-z0-9_]{0,31}", space):
+            raise ValueError("a space is named by 1 to 32 of a-z, 0-9 and _, beginning with a letter")
+        return space
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then variables, then what the last run was given, which ``last`` passes as one argument."""
+        del dotenv_settings, file_secret_settings
+        arguments = dict(init_settings())
+        remembered = arguments.pop("remembered", {})
+        return (
+            InitSettingsSource(settings_cls, init_kwargs=arguments),
+            env_settings,
+            InitSettingsSource(settings_cls, init_kwargs=remembered),
+        )
+
+    @classmethod
+    def read(cls, **arguments: Any) -> Self:
+        """Settings from arguments and variables; an argument of None counts as not given."""
+        given = {name: value for name, value in arguments.items() if value is not None}
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            raise SettingsError(_explain(error)) from None
+
+    @classmethod
+    def last(cls, **arguments: Any) -> Self:
+        """Settings from arguments, variables and what the last run in this state folder was given."""
+        settings = cls.read(**arguments)
+        if not settings._memory.is_file():
+            return settings
+        try:
+            remembered = json.loads(settings._memory.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise SettingsError(
+                f"{settings._memory} cannot be read ({error}). Delete it, and run `abo run` again."
+            ) from None
+        return cls.read(**arguments, remembered=remembered)
+
+    def remember(self) -> None:
+        """Keep these settings for the commands that follow. Secrets and the state folder's own place are left out.
+
+        Raises:
+            SettingsError: the state folder cannot be written.
+        """
+        text = self.model_dump_json(exclude={"database_url", "state_dir"}, indent=2)
+        self.folder()
+        try:
+            partial = self._memory.with_suffix(".part")
+            partial.write_text(text + "\n", encoding="utf-8")
+            partial.replace(self._memory)
+        except OSError as error:
+            raise SettingsError(f"{self._memory} cannot be written: {error.strerror}.") from None
+
+    def folder(self, *parts: str) -> Path:
+        """A folder below the state folder, made if it is not there.
+
+        Raises:
+            SettingsError: it cannot be made or written to.
+        """
+        folder = self.state_dir.joinpath(*parts)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / ".writable"
+            probe.touch()
+            probe.unlink(missing_ok=True)
+        except OSError as error:
+            raise SettingsError(
+                f"The state folder {folder} cannot be written to: {error.strerror}. "
+                "Set ABO_STATE_DIR to a folder that can, or change its permissions."
+            ) from None
+        return folder
+
+    @property
+    def listings_source(self) -> str | None:
+        """Where the listings come from, or None for none."""
+        if self.listings == NO_LISTINGS:
+            return None
+        return self.listings or (OFFICIAL_LISTINGS if self.archive == OFFICIAL_ARCHIVE else None)
+
+    @property
+    def space_name(self) -> str:
+        """The embedding space: as set, or the model's name as a slug: ``clip_vit_b_32`` from ``clip-ViT-B-32``."""
+        slug = re.sub(r"[^a-z0-9]+", "_", Path(self.model).name.lower()).strip("_")[:32]
+        return self.space or (slug if slug[:1].isalpha() else f"space_{slug}"[:32].rstrip("_"))
+
+    @property
+    def _memory(self) -> Path:
+        return self.state_dir / "settings.json"
+
+
+def _explain(error: ValidationError) -> str:
+    """One sentence for each value refused, by the name of its variable."""
+    return " ".join(_explain_one(details["loc"], details) for details in error.errors())
+
+
+def _explain_one(location: Sequence[int | str], details: Any) -> str:
+    variable = f"ABO_{str(location[0]).upper()}"
+    shown = "" if "database" in str(location[0]) else f" has value {details['input']!r}:"
+    return f"{variable}{shown} {details['msg'].removeprefix('Value error, ')}."
