@@ -1,0 +1,128 @@
+"""Postgres: the only part of the package that speaks SQL.
+
+``open_store`` gives a ``Store``, which holds the catalogue and the listings; ``Store.space`` and ``Store.open_space``
+give an ``EmbeddingSpace``, which holds vectors and failures. ``nearest`` searches one, ``indexes`` indexes one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import polars as pl
+from sqlalchemy import Engine, select, text
+from sqlalchemy.dialects.postgresql import insert as upsert
+
+from abo_pipeline.encoder import Encoder
+from abo_pipeline.errors import StoreError
+from abo_pipeline.settings import Settings
+from abo_pipeline.store.database import database_url, open_engine, transaction
+from abo_pipeline.store.merge import Merged, merge
+from abo_pipeline.store.schema import Base, Image, Product, ProductImage, Space, create_embeddings_table
+from abo_pipeline.store.spaces import Account, EmbeddingSpace, accounts
+
+__all__ = ["EmbeddingSpace", "Merged", "Store", "open_store"]
+
+_IMAGE_COLUMNS = ("image_id", "path", "width", "height", "sample_key", "digest")
+_PRODUCT_COLUMNS = (
+    "item_id",
+    "domain_name",
+    "title",
+    "product_type",
+    "color",
+    "brand",
+    "country",
+    "keywords",
+)
+_PRODUCT_IMAGE_COLUMNS = ("image_id", "position", "item_id", "domain_name")
+
+
+@dataclass(frozen=True)
+class Store:
+    """A database that is fit for use: it answers, has pgvector, and our tables in their newest version."""
+
+    engine: Engine
+
+    def versions(self) -> tuple[str, str]:
+        """The server's version and pgvector's."""
+        with transaction(self.engine) as connection:
+            server = connection.scalar(text("SHOW server_version"))
+            pgvector = connection.scalar(text("SELECT extversion FROM pg_extension WHERE extname = 'vector'"))
+        return str(server), str(pgvector)
+
+    def write_images(self, kept: pl.DataFrame) -> Merged:
+        """Make the catalogue what ``kept`` says: the columns of ``catalog.SCHEMA``, one row an image."""
+        return self._replace(Image, _IMAGE_COLUMNS, kept.select(_IMAGE_COLUMNS))
+
+    def write_products(self, products: pl.DataFrame) -> Merged:
+        """Make the listings what ``products`` says: the columns of ``listings.SCHEMA``."""
+        shown = (
+            products.select("item_id", "domain_name", pl.col("image_ids").alias("image_id"))
+            .explode("image_id")
+            .drop_nulls("image_id")
+            .with_columns(position=pl.int_range(pl.len()).over("item_id", "domain_name"))
+        )
+        merged = self._replace(Product, _PRODUCT_COLUMNS, products.select(_PRODUCT_COLUMNS))
+        self._replace(ProductImage, _PRODUCT_IMAGE_COLUMNS, shown.select(_PRODUCT_IMAGE_COLUMNS))
+        return merged
+
+    def open_space(self, name: str, encoder: Encoder) -> EmbeddingSpace:
+        """The space for an encoder's vectors, made on first use.
+
+        Raises:
+            StoreError: the space was made with another model, or with vectors of another length.
+            ModelError: the space is new and the encoder's model cannot be loaded.
+        """
+        space = self.find_space(name) or self._create_space(name, encoder)
+        if space.fingerprint != encoder.fingerprint:
+            dimension = encoder.dimension
+            lengths = "" if dimension == space.dimension else f", with {space.dimension} and {dimension} dimensions"
+            raise StoreError(
+                f"Space {name} holds vectors of {space.model} (fingerprint {space.fingerprint}), and {encoder.model} "
+                f"has fingerprint {encoder.fingerprint}{lengths}: they cannot be compared. Use that model, or name "
+                "another space with --space (ABO_SPACE)."
+            )
+        return space
+
+    def find_space(self, name: str) -> EmbeddingSpace | None:
+        """The space of that name; None if nothing has been embedded into it yet."""
+        with transaction(self.engine) as connection:
+            row = connection.execute(select(Space).where(Space.name == name)).one_or_none()
+        return row and EmbeddingSpace(self.engine, row.name, row.model, row.dimension, row.fingerprint)
+
+    def accounts(self, space: str, starts: Sequence[int]) -> list[Account]:
+        """The account of each partition of a space, also of one that nothing has been embedded into yet.
+
+        Args:
+            space: its name.
+            starts: the first sample key of each partition, ascending.
+        """
+        found = self.find_space(space)
+        return accounts(self.engine, space, found.table.name if found else None, starts)
+
+    def _create_space(self, name: str, encoder: Encoder) -> EmbeddingSpace:
+        space = EmbeddingSpace(self.engine, name, encoder.model, encoder.dimension, encoder.fingerprint)
+        values = {
+            "name": name,
+            "model": space.model,
+            "dimension": space.dimension,
+            "fingerprint": space.fingerprint,
+        }
+        with transaction(self.engine) as connection:
+            # Whoever else makes the same space at the same time waits here, and then finds it made.
+            created = connection.execute(upsert(Space).values(**values).on_conflict_do_nothing()).rowcount
+            if created:
+                create_embeddings_table(connection, space.table)
+        return self.find_space(name) or space
+
+    def _replace(self, model: type[Base], columns: tuple[str, ...], rows: pl.DataFrame) -> Merged:
+        with transaction(self.engine) as connection:
+            return merge(connection, model.__table__, columns, rows.iter_rows(), replace=True)  # type: ignore[arg-type]
+
+
+def open_store(settings: Settings) -> Store:
+    """The store that the settings name; an embedded server is started, or joined if it runs.
+
+    Raises:
+        SettingsError: the state folder cannot be written to.
+        StoreError: the database does not answer or is not fit.
+    """
+    return Store(open_engine(database_url(settings)))

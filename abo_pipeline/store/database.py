@@ -1,0 +1,138 @@
+"""The connection: which server, is it fit, and its errors in our words.
+
+Everything else of the package gets an engine from here. What the tables are is for ``schema``; how an embedded server
+is run is for ``embedded``.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from pgvector.psycopg import register_vector
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+
+from abo_pipeline.errors import StoreError
+from abo_pipeline.settings import Settings
+from abo_pipeline.store.embedded import EmbeddedServer
+from abo_pipeline.store.schema import upgrade
+
+OLDEST_PGVECTOR = (0, 8)
+"""The first release whose filtered index scans go on until they have found k rows."""
+
+_CONNECT_TIMEOUT = 10
+
+
+def embedded_server(settings: Settings) -> EmbeddedServer:
+    """The server that lives in the state folder; it is neither made nor started here."""
+    return EmbeddedServer(settings.state_dir / "postgres")
+
+
+def database_url(settings: Settings) -> URL:
+    """Where the database is; starts the embedded server if no other is named.
+
+    Raises:
+        SettingsError: the state folder cannot be written to.
+        StoreError: the URL is none, or the embedded server does not start.
+    """
+    if settings.database_url is None:
+        settings.folder()
+        return make_url(embedded_server(settings).ensure_running())
+    try:
+        url = make_url(settings.database_url.get_secret_value())
+    except ArgumentError:
+        raise StoreError(
+            "ABO_DATABASE_URL is no database URL. It looks like postgresql://USER:PASSWORD@HOST:5432/DATABASE."
+        ) from None
+    if url.get_backend_name() != "postgresql":
+        raise StoreError(f"ABO_DATABASE_URL names a {url.get_backend_name()} database; only postgresql:// will do.")
+    # SQLAlchemy's default driver for postgresql:// differs between its versions; COPY here is psycopg 3's.
+    return url.set(drivername="postgresql+psycopg")
+
+
+def open_engine(url: URL) -> Engine:
+    """An engine on a database that is fit: it answers, has pgvector, and has our tables in their newest version.
+
+    Raises:
+        StoreError: it does not answer, lacks pgvector, or has tables of a newer version of this package.
+    """
+    engine = create_engine(
+        url,
+        pool_pre_ping=True,
+        connect_args={"connect_timeout": _CONNECT_TIMEOUT, "application_name": "abo_pipeline"},
+    )
+    with transaction(engine) as connection:
+        _ensure_pgvector(connection)
+        upgrade(connection)
+    event.listen(engine, "connect", _register_vector)
+    # The one connection that is open already was made before the type was known to exist.
+    engine.dispose()
+    return engine
+
+
+@contextmanager
+def transaction(engine: Engine) -> Iterator[Connection]:
+    """A connection in a transaction: committed at the end of the block, undone if the block raises.
+
+    Raises:
+        StoreError: the server does not answer, or goes away in the middle.
+    """
+    with translated(engine), engine.begin() as connection:
+        yield connection
+
+
+@contextmanager
+def translated(engine: Engine) -> Iterator[None]:
+    """Turn the errors of a server that is gone, full or locked down into ``StoreError``; none holds a password."""
+    try:
+        yield
+    except OperationalError as error:
+        where = engine.url.render_as_string(hide_password=True)
+        raise StoreError(
+            f"Postgres does not answer at {where}: {_first_line(error)} "
+            "Check that it runs (`abo doctor`) and that ABO_DATABASE_URL is right; unset it to use the embedded server."
+        ) from error
+
+
+def _ensure_pgvector(connection: Connection) -> None:
+    where = connection.engine.url.render_as_string(hide_password=True)
+    try:
+        with connection.begin_nested():
+            # CREATE EXTENSION needs a privilege even when there is nothing to create: ask first.
+            if _pgvector_version(connection) is None:
+                connection.execute(text("CREATE EXTENSION IF NOT EXISTS vector"))
+    except DBAPIError as error:
+        if isinstance(error.orig, psycopg.errors.InsufficientPrivilege):
+            raise StoreError(
+                f"The database at {where} has no vector extension, and this user may not create it. "
+                "Run as a superuser there: CREATE EXTENSION vector;"
+            ) from error
+        if isinstance(error.orig, psycopg.errors.FeatureNotSupported | psycopg.errors.UndefinedFile):
+            raise StoreError(
+                f"The server at {where} has no pgvector. Install it there (Debian: apt install "
+                "postgresql-<version>-pgvector; Docker: the image pgvector/pgvector), or unset ABO_DATABASE_URL to use "
+                "the embedded server, which has it."
+            ) from error
+        raise
+    version = _pgvector_version(connection)
+    if version and tuple(int(part) for part in version.split(".")[:2]) < OLDEST_PGVECTOR:
+        raise StoreError(
+            f"The database at {where} has pgvector {version}; {'.'.join(map(str, OLDEST_PGVECTOR))} is needed. "
+            "Install a newer one there, then run: ALTER EXTENSION vector UPDATE;"
+        )
+
+
+def _pgvector_version(connection: Connection) -> str | None:
+    version = connection.scalar(text("SELECT extversion FROM pg_extension WHERE extname = 'vector'"))
+    return str(version) if version else None
+
+
+def _register_vector(connection: Any, record: object) -> None:
+    del record
+    register_vector(connection)
+
+
+def _first_line(error: DBAPIError) -> str:
+    line = next(iter(str(error.orig).splitlines()), "no reason given").strip()
+    return line if line.endswith(".") else f"{line}."

@@ -1,0 +1,240 @@
+"""Vector indexes: one a size, built after its rows are there, replaced only by a valid one.
+
+An index is named by what it is: the space, the size and a digest of the cutoff and the parameters. So "is it built?" is
+a look at the catalogue of Postgres, and building again what is there and valid does nothing: HNSW keeps itself up to
+date with every row that is written.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import psutil
+from sqlalchemy import Connection, delete, func, select, text
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.exc import DBAPIError
+
+from abo_pipeline.errors import StoreError
+from abo_pipeline.store.database import transaction, translated
+from abo_pipeline.store.schema import SizeIndex
+from abo_pipeline.store.spaces import EmbeddingSpace
+
+HNSW_M = 24
+HNSW_EF_CONSTRUCTION = 128
+"""With half precision and exact re-ranking, the best of what was measured at 100,000 rows."""
+
+_POLL_SECONDS = 1.0
+_LOCK_NAMESPACE = 0x41424F
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class IndexStatus:
+    """A size's index as Postgres reports it.
+
+    Attributes:
+        size, cutoff: what it serves: the images with ``sample_key <= cutoff``.
+        rows: embedded images that it covers.
+        bytes: on disk.
+        seconds: that building took; 0.0 if it was there.
+        built: whether this call built it.
+    """
+
+    name: str
+    size: int
+    cutoff: int
+    rows: int
+    bytes: int
+    valid: bool
+    ready: bool
+    built: bool
+    seconds: float
+
+
+def build_index(
+    space: EmbeddingSpace, size: int, cutoff: int, *, memory_mb: int, progress: Progress = lambda _: None
+) -> IndexStatus:
+    """Build the HNSW index of a size, unless the very same one is there and valid; then drop the one it replaces.
+
+    Searches and writes go on meanwhile, and the old index serves until the new one is valid.
+
+    Args:
+        space: whose vectors are indexed.
+        size: MAX_IMAGES.
+        cutoff: the last sample key of the size.
+        memory_mb: at most so much for the build; less is used when the rows need less or the machine has less.
+        progress: told in words how far it is, about once a second.
+
+    Raises:
+        StoreError: the database does not answer, or the index came out invalid.
+    """
+    name = _index_name(space.name, size, cutoff)
+    started = time.monotonic()
+    with _maintenance(space) as connection:
+        built = not _is_valid(connection, name)
+        if built:
+            _build(connection, space, name, cutoff, memory_mb, progress)
+        if not _is_valid(connection, name):
+            raise StoreError(
+                f"Index {name} is not valid after its build; the one before it still serves. Build it again."
+            )
+        _register(connection, space, size, cutoff, name)
+        _drop_others(connection, space, size, keep=name, progress=progress)
+    seconds = time.monotonic() - started if built else 0.0
+    return _status(space, size, cutoff, name, built=built, seconds=seconds)
+
+
+def drop_sizes_but(space: EmbeddingSpace, sizes: list[int]) -> None:
+    """Drop the indexes of sizes that are no longer asked for: each costs every write."""
+    with _maintenance(space) as connection:
+        others = select(SizeIndex).where(SizeIndex.space == space.name, SizeIndex.size.not_in(sizes))
+        for row in connection.execute(others).all():
+            connection.execute(delete(SizeIndex).where(SizeIndex.space == space.name, SizeIndex.size == row.size))
+            connection.execute(text(f"DROP INDEX CONCURRENTLY IF EXISTS {row.index_name}"))
+
+
+def _index_name(space: str, size: int, cutoff: int) -> str:
+    """At most 63 characters, all of them safe to stand in a statement: a space's name is a slug."""
+    what = f"hnsw halfvec {HNSW_M} {HNSW_EF_CONSTRUCTION} {cutoff}"
+    return f"hnsw_{space}_{size}_{blake2b(what.encode(), digest_size=4).hexdigest()}"
+
+
+@contextmanager
+def _maintenance(space: EmbeddingSpace) -> Iterator[Connection]:
+    """A connection for index work: without a transaction round it, and the only one for this space."""
+    with translated(space.engine), space.engine.connect() as connection:
+        connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+        lock = {"namespace": _LOCK_NAMESPACE, "space": space.name}
+        # Asked for again and again: a session that waits inside pg_advisory_lock holds a snapshot, and a concurrent
+        # build in the session that has the lock would wait for that snapshot for ever.
+        while not connection.scalar(text("SELECT pg_try_advisory_lock(:namespace, hashtext(:space))"), lock):
+            time.sleep(_POLL_SECONDS)
+        try:
+            yield connection
+        finally:
+            connection.execute(text("SELECT pg_advisory_unlock(:namespace, hashtext(:space))"), lock)
+
+
+def _build(
+    connection: Connection, space: EmbeddingSpace, name: str, cutoff: int, memory_mb: int, progress: Progress
+) -> None:
+    # What an interrupted build left behind is invalid, and would keep the name.
+    connection.execute(text(f"DROP INDEX CONCURRENTLY IF EXISTS {name}"))
+    rows, _ = space.coverage(cutoff)
+    memory = _memory_mb(rows, space.dimension, memory_mb)
+    workers = max(0, min(_cores() - 1, 7))
+    progress(f"building {name} over {rows:,} rows with {memory} MB and {workers + 1} process(es)")
+    statement = text(
+        f"CREATE INDEX CONCURRENTLY {name} ON {space.table.name} "
+        f"USING hnsw (CAST(embedding AS halfvec({space.dimension})) halfvec_cosine_ops) "
+        f"WITH (m = {HNSW_M}, ef_construction = {HNSW_EF_CONSTRUCTION}) WHERE sample_key <= {cutoff}"
+    )
+    connection.execute(text(f"SET maintenance_work_mem = '{memory}MB'"))
+    connection.execute(text(f"SET max_parallel_maintenance_workers = {workers}"))
+    try:
+        with _watched(connection, space, progress):
+            connection.execute(statement)
+    except DBAPIError as error:
+        connection.execute(text(f"DROP INDEX CONCURRENTLY IF EXISTS {name}"))
+        raise StoreError(
+            f"Index {name} could not be built: {str(error.orig).splitlines()[0]}. "
+            "The one before it, if any, still serves."
+        ) from error
+    finally:
+        connection.execute(text("RESET maintenance_work_mem"))
+        connection.execute(text("RESET max_parallel_maintenance_workers"))
+    connection.execute(text(f"ANALYZE {space.table.name}"))
+
+
+def _memory_mb(rows: int, dimension: int, limit_mb: int) -> int:
+    """Enough for the whole graph, because a build that does not fit takes twice as long.
+
+    pgvector needs about 4 bytes a dimension and 500 a row. Within the limit and a quarter of this machine, and at
+    least Postgres's own default.
+    """
+    needed = rows * (4 * dimension + 500) // 2**20 + 16
+    machine = int(psutil.virtual_memory().total) // 2**20 // 4
+    return max(64, min(needed, limit_mb, machine))
+
+
+def _cores() -> int:
+    """Cores this process may use, which in a container are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _watched(connection: Connection, space: EmbeddingSpace, progress: Progress) -> Iterator[None]:
+    """Report a build's progress from a second connection, about once a second, until the block ends."""
+    pid = connection.scalar(text("SELECT pg_backend_pid()"))
+    done = threading.Event()
+
+    def watch() -> None:
+        last = ""
+        with space.engine.connect() as other:
+            other = other.execution_options(isolation_level="AUTOCOMMIT")
+            while not done.wait(_POLL_SECONDS):
+                row = other.execute(_PROGRESS, {"pid": pid}).one_or_none()
+                words = f"{row.phase}: {row.percent:.0f} %" if row and row.percent is not None else row and row.phase
+                if words and words != last:
+                    progress(words)
+                    last = words
+
+    watcher = threading.Thread(target=watch, name="index-progress", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+
+
+_PROGRESS = text(
+    """
+    SELECT phase, 100.0 * coalesce(nullif(tuples_done, 0)::float / nullif(tuples_total, 0),
+                                   nullif(blocks_done, 0)::float / nullif(blocks_total, 0)) AS percent
+    FROM pg_stat_progress_create_index WHERE pid = :pid
+    """
+)
+
+_VALIDITY = text(
+    "SELECT indisvalid, indisready, pg_relation_size(indexrelid) FROM pg_index WHERE indexrelid = to_regclass(:name)"
+)
+
+
+def _is_valid(connection: Connection, name: str) -> bool:
+    row = connection.execute(_VALIDITY, {"name": name}).one_or_none()
+    return row is not None and row[0] and row[1]
+
+
+def _register(connection: Connection, space: EmbeddingSpace, size: int, cutoff: int, name: str) -> None:
+    """From here on searches use it."""
+    values = {"cutoff": cutoff, "index_name": name, "built_at": func.now()}
+    statement = upsert(SizeIndex).values(space=space.name, size=size, **values)
+    differs = (SizeIndex.index_name != name) | (SizeIndex.cutoff != cutoff)
+    connection.execute(
+        statement.on_conflict_do_update(index_elements=[SizeIndex.space, SizeIndex.size], set_=values, where=differs)
+    )
+
+
+def _drop_others(connection: Connection, space: EmbeddingSpace, size: int, *, keep: str, progress: Progress) -> None:
+    """Drop what served the size before."""
+    ours = text(
+        "SELECT indexname FROM pg_indexes WHERE schemaname = current_schema() AND tablename = :table "
+        "AND starts_with(indexname, :prefix) AND indexname <> :keep"
+    )
+    prefix = f"hnsw_{space.name}_{size}_"
+    for name in connection.scalars(ours, {"table": space.table.name, "prefix": prefix, "keep": keep}).all():
+        connection.execute(text(f"DROP INDEX CONCURRENTLY IF EXISTS {name}"))
+        progress(f"dropped {name}, which {keep} replaces")
+
+
+def _status(space: EmbeddingSpace, size: int, cutoff: int, name: str, *, built: bool, seconds: float) -> IndexStatus:
+    rows, _ = space.coverage(cutoff)
+    with transaction(space.engine) as connection:
+        valid, ready, size_bytes = connection.execute(_VALIDITY, {"name": name}).one()
+    return IndexStatus(name, size, cutoff, rows, size_bytes, valid, ready, built, seconds)

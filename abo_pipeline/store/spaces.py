@@ -1,0 +1,256 @@
+"""One embedding space: its vectors and its failures, and the account of both against the catalogue.
+
+Every kept image is, in a space, exactly one of embedded, failed or pending. Rows say which, so what a run has to do,
+what it did, and whether all is accounted for are queries here. Searching is in ``nearest``, indexes are in ``indexes``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from sqlalchemy import Connection, Engine, Table, Text, any_, bindparam, delete, func, select, text
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import insert as upsert
+
+from abo_pipeline.errors import StoreError
+from abo_pipeline.store.database import transaction
+from abo_pipeline.store.merge import merge
+from abo_pipeline.store.schema import Failure, Image, embeddings_table
+
+EMBEDDED, FAILED, PENDING = "embedded", "failed", "pending"
+
+_EMBEDDING_COLUMNS = ("image_id", "sample_key", "digest", "fingerprint", "embedding")
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """An image and its vector."""
+
+    image_id: str
+    sample_key: int
+    digest: str
+    vector: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """An image that could not be embedded: at which stage (read, decode, encode), and why."""
+
+    image_id: str
+    sample_key: int
+    digest: str
+    stage: str
+    error_type: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Account:
+    """How many images of the catalogue are kept, embedded, failed and pending, counted apart from one another.
+
+    Attributes:
+        departed: vectors and failures whose image is no longer in the catalogue.
+    """
+
+    kept: int
+    embedded: int
+    failed: int
+    pending: int
+    departed: int
+
+    @property
+    def balances(self) -> bool:
+        """Whether every kept image is exactly one of embedded, failed and pending."""
+        return self.kept == self.embedded + self.failed + self.pending
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.balances and self.pending == 0 and self.departed == 0
+
+
+@dataclass(frozen=True)
+class NormCheck:
+    """The lengths of stored vectors; ``shortest`` and ``longest`` are None without any."""
+
+    vectors: int
+    off_unit: int
+    shortest: float | None
+    longest: float | None
+
+
+class EmbeddingSpace:
+    """The rows of one embedding space.
+
+    Attributes:
+        name, model, dimension, fingerprint: what the space was opened with.
+        table: of its vectors.
+    """
+
+    def __init__(self, engine: Engine, name: str, model: str, dimension: int, fingerprint: str) -> None:
+        self.engine = engine
+        self.name = name
+        self.model = model
+        self.dimension = dimension
+        self.fingerprint = fingerprint
+        self.table: Table = embeddings_table(name, dimension)
+
+    def known(self, first: int, last: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """What is embedded and what has failed in a range of sample keys: two frames of image_id and digest."""
+        with transaction(self.engine) as connection:
+            columns = self.table.c
+            embedded = connection.execute(
+                select(columns.image_id, columns.digest).where(columns.sample_key.between(first, last))
+            ).all()
+            failed = connection.execute(
+                select(Failure.image_id, Failure.digest).where(
+                    Failure.space == self.name, Failure.sample_key.between(first, last)
+                )
+            ).all()
+        schema = {"image_id": pl.String, "digest": pl.String}
+        return (
+            pl.DataFrame([tuple(row) for row in embedded], schema=schema, orient="row"),
+            pl.DataFrame([tuple(row) for row in failed], schema=schema, orient="row"),
+        )
+
+    def write(self, embedded: Sequence[Embedded], failed: Sequence[Failed]) -> None:
+        """Store one batch, in a transaction of its own. An image has a vector or a failure afterwards, never both.
+
+        Raises:
+            StoreError: a vector's length is not the space's dimension, or the database does not answer.
+        """
+        for image in embedded:
+            if image.vector.shape != (self.dimension,):
+                raise StoreError(
+                    f"The vector of {image.image_id} has {image.vector.size} dimensions; "
+                    f"space {self.name} has {self.dimension}."
+                )
+        rows = [(image.image_id, image.sample_key, image.digest, self.fingerprint, image.vector) for image in embedded]
+        with transaction(self.engine) as connection:
+            self._forget_failures(connection, [image.image_id for image in embedded])
+            self._forget_vectors(connection, [failure.image_id for failure in failed])
+            if rows:
+                merge(connection, self.table, _EMBEDDING_COLUMNS, rows)
+            if failed:
+                _record_failures(connection, self.name, failed)
+
+    def remove(self, image_ids: Sequence[str]) -> None:
+        """Forget images: their vectors and their failures."""
+        with transaction(self.engine) as connection:
+            self._forget_vectors(connection, image_ids)
+            self._forget_failures(connection, image_ids)
+
+    def accounts(self, starts: Sequence[int]) -> list[Account]:
+        """The account of each partition.
+
+        Args:
+            starts: the first sample key of each partition, ascending.
+        """
+        return accounts(self.engine, self.name, self.table.name, starts)
+
+    def account(self) -> Account:
+        """The account of the whole catalogue."""
+        return self.accounts([0])[0]
+
+    def coverage(self, cutoff: int) -> tuple[int, int]:
+        """How many images up to a sample key are embedded, and how many are kept."""
+        with transaction(self.engine) as connection:
+            embedded = connection.scalar(
+                select(func.count()).select_from(self.table).where(self.table.c.sample_key <= cutoff)
+            )
+            kept = connection.scalar(select(func.count()).select_from(Image).where(Image.sample_key <= cutoff))
+        return embedded or 0, kept or 0
+
+    def check_norms(self, first: int, last: int, tolerance: float) -> NormCheck:
+        """The lengths of the vectors of a range of sample keys; a NaN cannot be stored, the type refuses it."""
+        norm = func.vector_norm(self.table.c.embedding)
+        query = select(
+            func.count(),
+            func.count().filter(func.abs(norm - 1) > tolerance),
+            func.min(norm),
+            func.max(norm),
+        ).where(self.table.c.sample_key.between(first, last))
+        with transaction(self.engine) as connection:
+            return NormCheck(*connection.execute(query).one())
+
+    def failures_by_reason(self, first: int, last: int) -> list[tuple[str, str, int, str]]:
+        """(stage, error type, count, an example's message) of a range of sample keys, most frequent first."""
+        query = (
+            select(
+                Failure.stage,
+                Failure.error_type,
+                func.count(),
+                func.min(Failure.image_id + ": " + Failure.message),
+            )
+            .where(Failure.space == self.name, Failure.sample_key.between(first, last))
+            .group_by(Failure.stage, Failure.error_type)
+            .order_by(func.count().desc(), Failure.stage, Failure.error_type)
+        )
+        with transaction(self.engine) as connection:
+            return [(row[0], row[1], row[2], row[3]) for row in connection.execute(query)]
+
+    def _forget_failures(self, connection: Connection, image_ids: Sequence[str]) -> None:
+        if image_ids:
+            gone = Failure.image_id == any_(bindparam("ids", type_=ARRAY(Text)))
+            connection.execute(delete(Failure).where(Failure.space == self.name, gone), {"ids": list(image_ids)})
+
+    def _forget_vectors(self, connection: Connection, image_ids: Sequence[str]) -> None:
+        if image_ids:
+            gone = self.table.c.image_id == any_(bindparam("ids", type_=ARRAY(Text)))
+            connection.execute(delete(self.table).where(gone), {"ids": list(image_ids)})
+
+
+def accounts(engine: Engine, space: str, table: str | None, starts: Sequence[int]) -> list[Account]:
+    """The account of each partition of a space; without a table, of a space that does not exist yet."""
+    vectors = table or "(SELECT image_id, sample_key, digest FROM images WHERE false)"
+    judged = text(
+        f"""
+        WITH judged AS (
+            SELECT width_bucket(sample_key, CAST(:starts AS bigint[])) AS bucket,
+                   i.image_id IS NOT NULL AS is_kept,
+                   coalesce(i.digest = e.digest, false) AS is_embedded,
+                   coalesce(i.digest = f.digest, false) AS is_failed
+            FROM images i
+            FULL JOIN {vectors} e USING (image_id, sample_key)
+            FULL JOIN (SELECT image_id, sample_key, digest FROM failures WHERE space = :space) f
+                USING (image_id, sample_key)
+        )
+        SELECT bucket,
+               count(*) FILTER (WHERE is_kept),
+               count(*) FILTER (WHERE is_embedded),
+               count(*) FILTER (WHERE is_failed),
+               count(*) FILTER (WHERE is_kept AND NOT is_embedded AND NOT is_failed),
+               count(*) FILTER (WHERE NOT is_kept)
+        FROM judged GROUP BY bucket
+        """
+    )
+    with transaction(engine) as connection:
+        rows = connection.execute(judged, {"starts": list(starts), "space": space}).all()
+    found = {bucket: Account(*counts) for bucket, *counts in rows}
+    return [found.get(number, Account(0, 0, 0, 0, 0)) for number in range(1, len(starts) + 1)]
+
+
+def _record_failures(connection: Connection, space: str, failed: Sequence[Failed]) -> None:
+    statement = upsert(Failure)
+    statement = statement.on_conflict_do_update(
+        index_elements=[Failure.space, Failure.image_id],
+        set_={name: statement.excluded[name] for name in ("sample_key", "digest", "stage", "error_type", "message")}
+        | {"failed_at": func.now()},
+    )
+    connection.execute(
+        statement,
+        [
+            {
+                "space": space,
+                "image_id": failure.image_id,
+                "sample_key": failure.sample_key,
+                "digest": failure.digest,
+                "stage": failure.stage,
+                "error_type": failure.error_type,
+                "message": failure.message,
+            }
+            for failure in failed
+        ],
+    )
