@@ -1,0 +1,285 @@
+"""One partition at a time: real archives, a real database, and a model that can be counted."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from sqlalchemy import text
+
+from abo_pipeline.archive import Archive
+from abo_pipeline.catalog import read_catalogue
+from abo_pipeline.embedding import Limits, Tally, embed_partition
+from abo_pipeline.errors import StoreError
+from abo_pipeline.sampling import partition_range
+from abo_pipeline.store import EmbeddingSpace, Store
+from abo_pipeline_tests.archives import jpeg, write_images
+from abo_pipeline_tests.fakes import ColourEncoder
+
+WHOLE = "00of1"
+FILES = {f"{n:02x}/{n:08x}.jpg": jpeg((n * 9 % 256, 80, 255 - n * 9 % 256)) for n in range(25)}
+
+
+@dataclass
+class Bench:
+    """A store and a folder to run partitions in."""
+
+    store: Store
+    folder: Path
+    encoder: ColourEncoder
+
+    def run(
+        self,
+        files: Mapping[str, bytes],
+        partition: str = WHOLE,
+        *,
+        batch_size: int = 10,
+        limits: Limits | None = None,
+        retry_failures: bool = False,
+    ) -> Tally:
+        limits = limits or Limits(max_file_bytes=100_000, max_pixels=1_000_000)
+        with Archive.open(write_images(self.folder / "images.tar", files)) as archive:
+            kept = read_catalogue(archive, min_side=1000).kept
+            self.store.write_images(kept)
+            return embed_partition(
+                partition,
+                kept,
+                archive,
+                self.encoder,
+                self.space,
+                limits=limits,
+                batch_size=batch_size,
+                retry_failures=retry_failures,
+            )
+
+    @property
+    def space(self) -> EmbeddingSpace:
+        return self.store.open_space("colours", self.encoder)
+
+    def rows(self) -> pl.DataFrame:
+        with self.store.engine.connect() as connection:
+            query = text("SELECT image_id, digest, xmin::text AS version FROM embeddings_colours ORDER BY image_id")
+            return pl.DataFrame([dict(row) for row in connection.execute(query).mappings()])
+
+    def failures(self) -> list[tuple[str, str, str, str]]:
+        with self.store.engine.connect() as connection:
+            query = text("SELECT image_id, stage, error_type, message FROM failures ORDER BY image_id")
+            return [tuple(row) for row in connection.execute(query)]
+
+
+@pytest.fixture
+def bench(store: Store, tmp_path: Path) -> Bench:
+    return Bench(store, tmp_path, ColourEncoder())
+
+
+def counts(tally: Tally) -> dict[str, int]:
+    names = ("kept", "unchanged", "known_failures", "embedded", "failed", "removed")
+    return {name: getattr(tally, name) for name in names}
+
+
+def test_every_image_gets_one_vector_in_batches_of_the_asked_size(bench):
+    tally = bench.run(FILES, batch_size=10)
+
+    assert counts(tally) == dict(kept=25, unchanged=0, known_failures=0, embedded=25, failed=0, removed=0)
+    assert bench.encoder.batches == [10, 10, 5]
+    assert bench.rows()["image_id"].to_list() == [f"{n:08x}" for n in range(25)]
+    assert bench.space.account().settled
+
+
+def test_a_vector_is_the_one_of_its_own_image(bench):
+    bench.run({"aa/red.jpg": jpeg("red"), "bb/blue.jpg": jpeg("blue"), "cc/bad.jpg": b"no", "dd/lime.jpg": jpeg("lime")})
+
+    with bench.store.engine.connect() as connection:
+        rows = connection.execute(text("SELECT image_id, embedding FROM embeddings_colours")).all()
+
+    strongest = {image_id: int(np.argmax(vector.to_list())) for image_id, vector in rows}
+    assert strongest == {"red": 0, "lime": 1, "blue": 2}
+
+
+def test_running_again_embeds_nothing_and_touches_no_row(bench):
+    bench.run(FILES)
+    before = bench.rows()
+
+    tally = bench.run(FILES)
+
+    assert counts(tally) == dict(kept=25, unchanged=25, known_failures=0, embedded=0, failed=0, removed=0)
+    assert len(bench.encoder.batches) == 3
+    assert bench.rows().equals(before)
+
+
+def test_only_what_is_new_changed_or_gone_is_worked_on(bench):
+    bench.run(FILES)
+    before = bench.rows()
+    names = list(FILES)
+    changed = {name: data for name, data in FILES.items() if name != names[0]}
+    changed[names[1]] = jpeg("lime")
+    changed["ff/new.jpg"] = jpeg("white")
+
+    tally = bench.run(changed)
+
+    assert counts(tally) == dict(kept=25, unchanged=23, known_failures=0, embedded=2, failed=0, removed=1)
+    untouched = [Path(name).stem for name in names[2:]]
+    after = bench.rows()
+    assert after.filter(pl.col("image_id").is_in(untouched)).equals(
+        before.filter(pl.col("image_id").is_in(untouched))
+    )
+    assert set(after["image_id"]) == {*untouched, Path(names[1]).stem, "new"}
+
+
+def test_a_file_that_moved_in_the_archive_is_not_embedded_again(bench):
+    bench.run(FILES)
+
+    tally = bench.run({"00/first.jpg": jpeg("white", (64, 64)), **FILES})
+
+    assert (tally.embedded, tally.unchanged) == (1, 25)
+
+
+def test_a_bad_file_costs_itself_and_says_why(bench):
+    good = jpeg("green", (64, 64))
+    files = {
+        "00/good.jpg": good,
+        "01/empty.jpg": b"",
+        "02/text.jpg": b"<html>not here</html>",
+        "03/cut.jpg": good[: len(good) // 2],
+        "04/huge.jpg": jpeg("green", (2000, 2000)),
+        "05/heavy.jpg": good + bytes(100_001),
+        "06/fine.jpg": jpeg("blue"),
+    }
+
+    tally = bench.run(files)
+
+    assert counts(tally) == dict(kept=7, unchanged=0, known_failures=0, embedded=2, failed=5, removed=0)
+    assert bench.rows()["image_id"].to_list() == ["fine", "good"]
+    assert [(image_id, stage) for image_id, stage, _, _ in bench.failures()] == [
+        ("cut", "decode"),
+        ("empty", "decode"),
+        ("heavy", "read"),
+        ("huge", "decode"),
+        ("text", "decode"),
+    ]
+    messages = {image_id: (error, message) for image_id, _, error, message in bench.failures()}
+    assert messages["empty"] == ("ImageError", "the file is empty")
+    assert messages["text"] == ("ImageError", "not a picture: it begins with b'<html>no'")
+    assert messages["huge"] == ("ImageError", "2000×2000 pixels are more than the limit of 1,000,000")
+    assert messages["heavy"] == (
+        "ImageError",
+        f"its file of {len(good) + 100_001:,} bytes is over the limit of 100,000 (ABO_MAX_FILE_BYTES)",
+    )
+    assert messages["cut"][0] == "OSError"
+    assert messages["cut"][1].startswith("cannot be decoded: ")
+    account = bench.space.account()
+    assert (account.kept, account.embedded, account.failed, account.pending) == (7, 2, 5, 0)
+
+
+def test_a_batch_of_only_bad_files_is_fine(bench):
+    bench.run({f"{n:02}/bad{n}.jpg": b"bad" for n in range(12)}, batch_size=4)
+
+    assert bench.encoder.batches == []
+    assert len(bench.failures()) == 12
+
+
+def test_a_picture_without_direction_is_a_failure_of_the_model(bench):
+    bench.encoder.aimless = frozenset({(48, 48)})
+
+    tally = bench.run({"00/lost.jpg": jpeg("red", (48, 48)), "01/found.jpg": jpeg("red")})
+
+    assert (tally.embedded, tally.failed) == (1, 1)
+    assert bench.failures() == [
+        ("lost", "encode", "ImageError", "the model gives it a vector without a direction (zero or not finite)")
+    ]
+
+
+def test_a_known_failure_is_left_alone_until_its_file_changes_or_a_retry_is_asked_for(bench):
+    files = {"00/bad.jpg": b"bad", "01/good.jpg": jpeg()}
+    bench.run(files)
+
+    again = bench.run(files)
+    retried = bench.run(files, retry_failures=True)
+    mended = bench.run({**files, "00/bad.jpg": jpeg("blue")})
+
+    assert counts(again) == dict(kept=2, unchanged=1, known_failures=1, embedded=0, failed=0, removed=0)
+    assert counts(retried) == dict(kept=2, unchanged=1, known_failures=0, embedded=0, failed=1, removed=0)
+    assert counts(mended) == dict(kept=2, unchanged=1, known_failures=0, embedded=1, failed=0, removed=0)
+    assert bench.failures() == []
+
+
+def test_an_image_that_was_good_and_is_now_bad_loses_its_vector(bench):
+    bench.run({"00/a.jpg": jpeg(), "01/b.jpg": jpeg("blue")})
+
+    bench.run({"00/a.jpg": b"bad", "01/b.jpg": jpeg("blue")})
+
+    assert bench.rows()["image_id"].to_list() == ["b"]
+    assert [failure[0] for failure in bench.failures()] == ["a"]
+
+
+def test_a_partition_leaves_its_neighbours_alone(bench):
+    tallies = [bench.run(FILES, f"{n:02}of4") for n in range(3)]
+
+    accounts = bench.space.accounts([partition_range(f"{n:02}of4")[0] for n in range(4)])
+    assert sum(tally.embedded for tally in tallies) == 25 - accounts[3].kept
+    assert [account.pending for account in accounts] == [0, 0, 0, accounts[3].kept]
+    assert accounts[3].kept > 0
+
+
+def test_partitions_may_be_cut_differently_without_embedding_again(bench):
+    bench.run(FILES)
+
+    tallies = [bench.run(FILES, f"{n:02}of7") for n in range(7)]
+
+    assert sum(tally.unchanged for tally in tallies) == 25
+    assert sum(tally.embedded for tally in tallies) == 0
+
+
+def test_a_run_that_is_interrupted_keeps_its_committed_batches_and_the_next_one_does_the_rest(bench, monkeypatch):
+    encode = bench.encoder.encode_images
+
+    def fail_at_the_third(images):
+        if len(bench.encoder.batches) == 2:
+            raise KeyboardInterrupt
+        return encode(images)
+
+    monkeypatch.setattr(bench.encoder, "encode_images", fail_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(FILES, batch_size=10)
+    monkeypatch.undo()
+    assert len(bench.rows()) == 20
+
+    tally = bench.run(FILES, batch_size=10)
+
+    assert (tally.unchanged, tally.embedded) == (20, 5)
+    assert bench.space.account().settled
+
+
+def test_a_model_of_another_length_is_refused_with_both_numbers(bench):
+    bench.run(FILES)
+    bench.encoder = ColourEncoder(model="other-colours", fingerprint="0dd0dd0dd0dd0dd0", dimension=5)
+
+    with pytest.raises(StoreError) as caught:
+        bench.run(FILES)
+
+    assert str(caught.value) == (
+        "Space colours holds vectors of mean-colour (fingerprint c0104f00c0104f00), and other-colours has fingerprint "
+        "0dd0dd0dd0dd0dd0, with 3 and 5 dimensions: they cannot be compared. Use that model, or name another space "
+        "with --space (ABO_SPACE)."
+    )
+
+
+def test_progress_is_told_after_every_batch(bench):
+    told: list[tuple[int, int]] = []
+    with Archive.open(write_images(bench.folder / "images.tar", FILES)) as archive:
+        kept = read_catalogue(archive, min_side=1000).kept
+        bench.store.write_images(kept)
+        embed_partition(
+            WHOLE,
+            kept,
+            archive,
+            bench.encoder,
+            bench.space,
+            limits=Limits(10**6, 10**6),
+            batch_size=10,
+            progress=lambda tally: told.append((tally.done, tally.to_do)),
+        )
+
+    assert told == [(0, 25), (10, 25), (20, 25), (25, 25)]
