@@ -1,0 +1,247 @@
+"""Search: a text, a picture or a stored image → the most similar stored images.
+
+A query becomes a unit vector here, and rows of the store become hits that a person can read. Which rows are nearest is
+for ``store.nearest``; grids over several sizes are for ``report``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+from PIL import Image
+
+from abo_pipeline.decoding import decode
+from abo_pipeline.encoder import Encoder, Vectors
+from abo_pipeline.errors import ImageError, QueryError
+from abo_pipeline.pictures import Pictures
+from abo_pipeline.settings import Settings
+from abo_pipeline.store import EmbeddingSpace, Store
+from abo_pipeline.store.nearest import Neighbour, first_image, nearest, scope, stored_vector
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LIKE = "like:"
+
+
+@dataclass(frozen=True)
+class TextQuery:
+    """A phrase such as "red leather office chair"."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class ImageQuery:
+    """A picture in a file."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return f"picture {self.path.name}"
+
+
+@dataclass(frozen=True)
+class LikeQuery:
+    """A stored image: "more like this". Without an id, the first image of the catalogue."""
+
+    image_id: str = ""
+
+    def __str__(self) -> str:
+        return f"{LIKE}{self.image_id}"
+
+
+Query = TextQuery | ImageQuery | LikeQuery
+
+
+def parse_query(text: str) -> TextQuery | LikeQuery:
+    """A query as people write it: ``like:ID`` means a stored image, anything else is a text."""
+    text = text.strip()
+    return LikeQuery(text.removeprefix(LIKE).strip()) if text.startswith(LIKE) else TextQuery(text)
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One result.
+
+    Attributes:
+        rank: from 1.
+        similarity: cosine, −1…1.
+        path: of the file, below images/small/ in the archive.
+        item_id, title, product_type, color, brand: of a product that the image shows; None without listings.
+    """
+
+    rank: int
+    image_id: str
+    path: str
+    similarity: float
+    item_id: str | None = None
+    title: str | None = None
+    product_type: str | None = None
+    color: str | None = None
+    brand: str | None = None
+
+    @property
+    def caption(self) -> str:
+        """What to write under the picture: the product's title, or the file."""
+        return self.title or self.path
+
+
+@dataclass(frozen=True)
+class Hits(Sequence[Hit]):
+    """The results of one query, most similar first.
+
+    Attributes:
+        query: as asked.
+        size: number of images that were searched among; None for all.
+        warnings: what to know about the answer, such as a text that was cut.
+    """
+
+    query: Query
+    hits: tuple[Hit, ...]
+    size: int | None
+    warnings: tuple[str, ...] = ()
+
+    @overload
+    def __getitem__(self, index: int) -> Hit: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Hit, ...]: ...
+    def __getitem__(self, index: int | slice) -> Hit | tuple[Hit, ...]:
+        return self.hits[index]
+
+    def __len__(self) -> int:
+        return len(self.hits)
+
+    def __iter__(self) -> Iterator[Hit]:
+        return iter(self.hits)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, ready for ``json.dumps``."""
+        return {
+            "query": str(self.query),
+            "size": self.size,
+            "warnings": list(self.warnings),
+            "hits": [asdict(hit) for hit in self.hits],
+        }
+
+
+class ImageSearch:
+    """Finds stored images by meaning.
+
+        search = ImageSearch(store, encoder)
+        for hit in search("red shoe", k=5):
+            print(hit.rank, hit.similarity, hit.caption)
+        search.display(search("red shoe", k=5)).savefig("red-shoe.png")
+
+    Args:
+        store: where the vectors are.
+        encoder: the model they were made with.
+        settings: name the embedding space, and the archive for ``display``; by default those of the last run.
+
+    Raises:
+        QueryError: nothing has been embedded into the space yet.
+        StoreError: the space was made with another model.
+    """
+
+    def __init__(self, store: Store, encoder: Encoder, settings: Settings | None = None) -> None:
+        self.settings = settings or Settings.last()
+        name = self.settings.space_name
+        if store.find_space(name) is None:
+            raise QueryError(f"Nothing has been embedded into space {name} yet. Run `abo run` (or `abo demo`) first.")
+        self.space: EmbeddingSpace = store.open_space(name, encoder)
+        self._encoder = encoder
+
+    def __call__(
+        self,
+        query: str | Path | Query,
+        k: int = 10,
+        *,
+        size: int | None = None,
+        min_similarity: float | None = None,
+    ) -> Hits:
+        """The k stored images most similar to a query, or all there are.
+
+        Args:
+            query: a text, a path of a picture, or a ``Query``. A stored image is never among its own hits.
+            k: how many hits, at least 1.
+            size: search among so many images of the catalogue only; by default the largest size that is indexed.
+            min_similarity: leave out hits below this cosine.
+
+        Raises:
+            QueryError: k or size is below 1, the text is empty, the picture cannot be read, or the id is unknown.
+        """
+        query = _as_query(query)
+        if k < 1:
+            raise QueryError(f"k is {k}; ask for at least 1 hit.")
+        if size is not None and size < 1:
+            raise QueryError(f"The size is {size}; search among at least 1 image.")
+        if min_similarity is not None and not -1 <= min_similarity <= 1:
+            raise QueryError(f"The least similarity is {min_similarity}; a cosine lies between -1 and 1.")
+        vector, own_ids, warnings = self._vector(query)
+        within = scope(self.space, size)
+        found = nearest(self.space, vector, k, within, exclude=own_ids)
+        hits = tuple(_hit(rank, neighbour) for rank, neighbour in enumerate(found, start=1))
+        if min_similarity is not None:
+            hits = tuple(hit for hit in hits if hit.similarity >= min_similarity)
+        return Hits(query, hits, within.size, warnings)
+
+    def display(self, hits: Hits) -> Figure:
+        """The hits as one row of pictures, each with its similarity and caption."""
+        from abo_pipeline.report import row_figure
+
+        return row_figure(hits, self.pictures)
+
+    @cached_property
+    def pictures(self) -> Pictures:
+        """The photographs that hits can be shown with."""
+        return Pictures.of(self.settings)
+
+    def _vector(self, query: Query) -> tuple[Vectors, list[str], tuple[str, ...]]:
+        """The query's unit vector, the stored images that it was made from, and warnings."""
+        match query:
+            case TextQuery(text):
+                if not text.strip():
+                    raise QueryError("The query is empty. Say what to look for, such as: red leather office chair.")
+                cut = self._encoder.truncates(text)
+                warnings = ("The text is longer than the model reads; its end was ignored.",) if cut else ()
+                return self._encoder.encode_texts([text])[0], [], warnings
+            case ImageQuery(path):
+                return self._encoder.encode_images([_open_picture(path, self.settings.max_pixels)])[0], [], ()
+            case LikeQuery(image_id):
+                image_id = image_id or first_image(self.space) or ""
+                vector = stored_vector(self.space, image_id)
+                if vector is None:
+                    raise QueryError(
+                        f"No image {image_id!r} is embedded in space {self.space.name}. "
+                        "Ids are in the results of a search, and in the first column of images.csv.gz."
+                    )
+                return vector, [image_id], ()
+
+
+def _as_query(query: str | Path | Query) -> Query:
+    if isinstance(query, str):
+        return TextQuery(query)
+    return ImageQuery(query) if isinstance(query, Path) else query
+
+
+def _open_picture(path: Path, max_pixels: int) -> Image.Image:
+    try:
+        return decode(path.read_bytes(), max_pixels=max_pixels)
+    except OSError as error:
+        raise QueryError(f"The picture {path} cannot be read: {error.strerror}.") from None
+    except ImageError as error:
+        raise QueryError(f"The picture {path} cannot be used: {error}.") from None
+
+
+def _hit(rank: int, neighbour: Neighbour) -> Hit:
+    # A cosine computed from rounded numbers may come out a hair beyond its bounds.
+    similarity = float(np.clip(neighbour.similarity, -1.0, 1.0))
+    return Hit(rank, **(asdict(neighbour) | {"similarity": similarity}))

@@ -1,0 +1,240 @@
+"""Search over a few coloured squares, whose nearest neighbours a person can tell."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+
+from abo_pipeline import listings
+from abo_pipeline.archive import Archive
+from abo_pipeline.catalog import read_catalogue
+from abo_pipeline.embedding import Limits, embed_partition
+from abo_pipeline.errors import QueryError
+from abo_pipeline.sampling import cutoff
+from abo_pipeline.search import Hit, Hits, ImageQuery, ImageSearch, LikeQuery, TextQuery, parse_query
+from abo_pipeline.settings import Settings
+from abo_pipeline.store import Store
+from abo_pipeline.store.indexes import build_index
+from abo_pipeline_tests.archives import jpeg, write_images
+from abo_pipeline_tests.fakes import ColourEncoder
+
+SHADES = {f"red-{n}": (255, 6 * n, 0) for n in range(20)} | {f"blue-{n}": (0, 6 * n, 255) for n in range(20)}
+
+
+@pytest.fixture
+def search(store: Store, tmp_path: Path) -> ImageSearch:
+    archive_path = write_images(tmp_path / "images.tar", {f"aa/{name}.jpg": jpeg(rgb) for name, rgb in SHADES.items()})
+    settings = Settings.read(archive=str(archive_path), space="colours")
+    encoder = ColourEncoder()
+    with Archive.open(archive_path) as archive:
+        kept = read_catalogue(archive, min_side=1000).kept
+        store.write_images(kept)
+        space = store.open_space("colours", encoder)
+        embed_partition("00of1", kept, archive, encoder, space, limits=Limits(10**6, 10**6), batch_size=50)
+    for size in (10, 30):
+        build_index(space, size, cutoff(kept["sample_key"], size), memory_mb=64)
+    return ImageSearch(store, encoder, settings)
+
+
+def ids(hits: Hits) -> list[str]:
+    return [hit.image_id for hit in hits]
+
+
+def test_a_text_finds_the_pictures_it_describes_most_similar_first(search):
+    hits = search("red", k=5, size=40)
+
+    assert ids(hits) == ["red-0", "red-1", "red-2", "red-3", "red-4"]
+    assert [hit.rank for hit in hits] == [1, 2, 3, 4, 5]
+    similarities = [hit.similarity for hit in hits]
+    assert similarities == sorted(similarities, reverse=True)
+    assert similarities[0] == pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_picture_finds_pictures_like_it(search, tmp_path):
+    Image.new("RGB", (50, 80), (0, 0, 255)).save(tmp_path / "mine.png")
+
+    hits = search(tmp_path / "mine.png", k=3, size=40)
+
+    assert ids(hits) == ["blue-0", "blue-1", "blue-2"]
+    assert hits.query == ImageQuery(tmp_path / "mine.png")
+
+
+def test_a_stored_image_is_never_among_its_own_hits(search):
+    hits = search(LikeQuery("blue-7"), k=100, size=40)
+
+    assert len(hits) == 39
+    assert "blue-7" not in ids(hits)
+    assert set(ids(hits)[:2]) == {"blue-6", "blue-8"}
+
+
+def test_like_without_an_id_means_the_first_image_of_the_catalogue(search):
+    everything = search("red", k=40, size=40)
+
+    hits = search(LikeQuery(), k=40, size=40)
+
+    (first,) = set(ids(everything)) - set(ids(hits))
+    assert first in ids(search("red", k=40, size=1))
+
+
+@pytest.mark.parametrize("k", [1, 39, 40, 41, 1000, 5000])
+def test_k_hits_or_all_there_are(search, k):
+    assert len(search("red", k=k, size=40)) == min(k, 40)
+
+
+def test_by_default_the_largest_indexed_size_is_searched(search):
+    hits = search("red", k=100)
+
+    assert (hits.size, len(hits)) == (30, 30)
+
+
+def test_sizes_are_nested(search):
+    found = [set(ids(search("red", k=100, size=size))) for size in (5, 10, 17, 30, 40, 1000)]
+
+    assert [len(hits) for hits in found] == [5, 10, 17, 30, 40, 40]
+    assert all(smaller <= larger for smaller, larger in zip(found, found[1:], strict=False))
+
+
+def test_hits_below_the_least_similarity_are_left_out(search):
+    everything = search("red", k=40, size=40)
+    bound = everything[9].similarity
+
+    assert search("red", k=40, size=40, min_similarity=bound).hits == everything[:10]
+
+
+def test_a_hit_tells_of_the_product_that_it_is_the_main_image_of(search, store):
+    product = dict.fromkeys(listings.SCHEMA.names())
+    rows = [
+        product | {"item_id": "B2", "domain_name": "x", "title": "other", "keywords": [], "image_ids": ["a", "red-0"]},
+        product
+        | {
+            "item_id": "B3",
+            "domain_name": "x",
+            "title": "a red square",
+            "product_type": "SQUARE",
+            "color": "red",
+            "brand": "acme",
+            "keywords": [],
+            "image_ids": ["red-0", "red-1"],
+        },
+    ]
+    store.write_products(pl.DataFrame(rows, schema=listings.SCHEMA))
+
+    (hit,) = search("red", k=1, size=40)
+
+    assert hit == Hit(1, "red-0", "aa/red-0.jpg", hit.similarity, "B3", "a red square", "SQUARE", "red", "acme")
+    assert hit.caption == "a red square"
+
+
+def test_without_listings_the_path_is_the_caption(search):
+    (hit,) = search("red", k=1, size=40)
+
+    assert hit.caption == "aa/red-0.jpg"
+
+
+def test_a_text_that_is_too_long_is_cut_with_a_warning(search):
+    hits = search("red " * 100, k=1, size=40)
+
+    assert ids(hits) == ["red-0"]
+    assert hits.warnings == ("The text is longer than the model reads; its end was ignored.",)
+
+
+def test_a_text_with_quotes_and_statements_is_only_a_text(search, store):
+    hits = search("red'; DROP TABLE images; -- %s :query", k=2, size=40)
+
+    assert ids(hits) == ["red-0", "red-1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(query="red", k=0), "k is 0; ask for at least 1 hit."),
+        (dict(query="red", k=-3), "k is -3; ask for at least 1 hit."),
+        (dict(query="red", size=0), "The size is 0; search among at least 1 image."),
+        (
+            dict(query="red", min_similarity=1.5),
+            "The least similarity is 1.5; a cosine lies between -1 and 1.",
+        ),
+        (dict(query=" \n"), "The query is empty. Say what to look for, such as: red leather office chair."),
+        (
+            dict(query=LikeQuery("nobody")),
+            "No image 'nobody' is embedded in space colours. Ids are in the results of a search, and in the first "
+            "column of images.csv.gz.",
+        ),
+        (dict(query=Path("gone.jpg")), "The picture gone.jpg cannot be read: No such file or directory."),
+        (
+            dict(query=Path(__file__)),
+            f"The picture {__file__} cannot be used: not a picture: it begins with b'\"\"\"Searc'.",
+        ),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_in_words(search, arguments, message):
+    with pytest.raises(QueryError) as caught:
+        search(**arguments)
+
+    assert str(caught.value) == message
+
+
+def test_an_empty_space_says_what_to_run(store):
+    with pytest.raises(QueryError) as caught:
+        ImageSearch(store, ColourEncoder(), Settings.read(space="colours"))
+
+    assert str(caught.value) == (
+        "Nothing has been embedded into space colours yet. Run `abo run` (or `abo demo`) first."
+    )
+
+
+def test_hits_are_plain_values_as_json(search):
+    hits = search("red", k=1, size=40)
+
+    assert json.loads(json.dumps(hits.as_json())) == {
+        "query": "red",
+        "size": 40,
+        "warnings": [],
+        "hits": [
+            {
+                "rank": 1,
+                "image_id": "red-0",
+                "path": "aa/red-0.jpg",
+                "similarity": hits[0].similarity,
+                "item_id": None,
+                "title": None,
+                "product_type": None,
+                "color": None,
+                "brand": None,
+            }
+        ],
+    }
+
+
+def test_display_shows_the_hits_in_a_row(search, tmp_path):
+    figure = search.display(search("red", k=3, size=40))
+
+    figure.savefig(tmp_path / "row.png")
+    colours = [np.asarray(axes.images[0].get_array(), float)[128, 128] for axes in figure.axes]
+    assert len(figure.axes) == 3
+    for colour in colours:
+        assert colour == pytest.approx([255, 0, 0], abs=20)
+    assert (tmp_path / "row.png").stat().st_size > 1000
+
+
+def test_display_of_one_hit_and_of_none(search):
+    assert len(search.display(search("red", k=1, size=40)).axes) == 1
+    assert len(search.display(search("red", k=1, size=40, min_similarity=1.0)).axes) == 1
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("red shoe", TextQuery("red shoe")),
+        ("  red shoe ", TextQuery("red shoe")),
+        ("like:71abc", LikeQuery("71abc")),
+        ("like: 71abc ", LikeQuery("71abc")),
+        ("like:", LikeQuery("")),
+        ("I like: shoes", TextQuery("I like: shoes")),
+    ],
+)
+def test_a_query_as_people_write_it(written, meant):
+    assert parse_query(written) == meant
