@@ -1,0 +1,101 @@
+"""image_paths and listings: what there is to embed, and what is known of it."""
+
+import dagster as dg
+import polars as pl
+
+from abo_pipeline.archive import Archive
+from abo_pipeline.catalog import COLUMN_MEANINGS, SCHEMA, read_catalogue
+from abo_pipeline.defs.metadata import column_schema, preview
+from abo_pipeline.defs.resources import Progress, StoreResource
+from abo_pipeline.download import fetch
+from abo_pipeline.listings import COLUMN_MEANINGS as PRODUCT_MEANINGS
+from abo_pipeline.listings import SCHEMA as PRODUCT_SCHEMA
+from abo_pipeline.listings import Listings, no_listings, read_listings
+from abo_pipeline.pictures import open_images
+from abo_pipeline.settings import Settings
+
+
+@dg.asset(
+    deps=["raw_archive"],
+    io_manager_key="parquet",
+    group_name="catalogue",
+    kinds={"polars", "parquet", "postgres"},
+    owners=["team:search"],
+    metadata={
+        "dagster/column_schema": column_schema(SCHEMA, COLUMN_MEANINGS),
+        "dagster/table_name": "images",
+    },
+)
+def image_paths(
+    settings: dg.ResourceParam[Settings], store: dg.ResourceParam[StoreResource]
+) -> dg.MaterializeResult[pl.DataFrame]:
+    """The images that are kept: originals that are large enough and in the archive, in sample order.
+
+    Rows that are not kept are counted by reason. The same rows go to Postgres, where searches find paths and sizes.
+    """
+    with open_images(settings) as archive:
+        catalogue = read_catalogue(archive, min_side=settings.min_side)
+    with store.opened() as opened:
+        merged = opened.write_images(catalogue.kept)
+    return dg.MaterializeResult(
+        value=catalogue.kept,
+        metadata={
+            "dagster/row_count": len(catalogue.kept),
+            "rows": catalogue.rows,
+            "kept": len(catalogue.kept),
+            "min_side": settings.min_side,
+            **{f"dropped: {reason}": count for reason, count in catalogue.dropped.items()},
+            "added": merged.added,
+            "changed": merged.changed,
+            "removed": merged.removed,
+            "preview": preview(catalogue.kept),
+        },
+    )
+
+
+@dg.asset(
+    io_manager_key="parquet",
+    group_name="catalogue",
+    kinds={"polars", "parquet", "postgres"},
+    owners=["team:search"],
+    metadata={
+        "dagster/column_schema": column_schema(PRODUCT_SCHEMA, PRODUCT_MEANINGS),
+        "dagster/table_name": "products",
+    },
+)
+def listings(
+    settings: dg.ResourceParam[Settings],
+    store: dg.ResourceParam[StoreResource],
+    progress: dg.ResourceParam[Progress],
+) -> dg.MaterializeResult[pl.DataFrame]:
+    """The products that the images show: title, type, colour, brand and keywords. Empty if no listings are set."""
+    found = _read(settings, progress)
+    with store.opened() as opened:
+        merged = opened.write_products(found.products)
+    return dg.MaterializeResult(
+        value=found.products,
+        metadata={
+            "dagster/row_count": len(found.products),
+            "source": "none" if settings.listings_source is None else settings.listings_source.split("?")[0],
+            "malformed_lines": found.malformed,
+            "duplicates": found.duplicates,
+            "images": found.products["image_ids"].explode().n_unique() if len(found.products) else 0,
+            "added": merged.added,
+            "changed": merged.changed,
+            "removed": merged.removed,
+            "preview": preview(found.products),
+        },
+    )
+
+
+def _read(settings: Settings, progress: Progress) -> Listings:
+    if settings.listings_source is None:
+        return no_listings()
+    folder = settings.folder("archives")
+    fetched = fetch(
+        settings.listings_source,
+        folder,
+        progress=lambda done, total: progress.download("listings", done, total),
+    )
+    with Archive.open(fetched.path, folder) as archive:
+        return read_listings(archive)

@@ -1,0 +1,66 @@
+"""embedding_index: one vector index a size."""
+
+import dagster as dg
+import polars as pl
+
+from abo_pipeline.defs.metadata import table
+from abo_pipeline.defs.resources import StoreResource
+from abo_pipeline.encoder import Encoder
+from abo_pipeline.sampling import cutoff
+from abo_pipeline.settings import Settings
+from abo_pipeline.store.indexes import build_index, drop_sizes_but
+
+
+@dg.asset(
+    deps=[dg.AssetDep("image_embeddings", partition_mapping=dg.AllPartitionMapping())],
+    group_name="embeddings",
+    kinds={"postgres"},
+    owners=["team:search"],
+)
+def embedding_index(
+    context: dg.AssetExecutionContext,
+    image_paths: pl.DataFrame,
+    settings: dg.ResourceParam[Settings],
+    encoder: dg.ResourceParam[Encoder],
+    store: dg.ResourceParam[StoreResource],
+) -> dg.MaterializeResult[None]:
+    """An HNSW index for each size, over the images up to the size's last sample key.
+
+    An index that is there and valid is kept; one that is replaced serves until the new one is valid.
+    """
+    with store.opened() as opened:
+        space = opened.open_space(settings.space_name, encoder)
+        statuses = [
+            build_index(
+                space,
+                size,
+                cutoff(image_paths["sample_key"], size),
+                memory_mb=settings.index_memory_mb,
+                progress=context.log.info,
+            )
+            for size in settings.sizes
+        ]
+        drop_sizes_but(space, list(settings.sizes))
+    return dg.MaterializeResult(
+        metadata={
+            "indexes": table(
+                [
+                    {
+                        "size": status.size,
+                        "rows": status.rows,
+                        "built": status.built,
+                        "seconds": round(status.seconds, 2),
+                        "bytes": status.bytes,
+                        "valid": status.valid,
+                        "ready": status.ready,
+                        "name": status.name,
+                    }
+                    for status in statuses
+                ]
+            ),
+            "built": sum(status.built for status in statuses),
+            "bytes": sum(status.bytes for status in statuses),
+            "seconds": round(sum(status.seconds for status in statuses), 2),
+            **{f"rows_{status.size}": status.rows for status in statuses},
+        }
+    )

@@ -1,0 +1,40 @@
+"""How numbers and frames are shown in Dagster's UI. What they are is for the assets."""
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+
+def column_schema(schema: pl.Schema, meanings: Mapping[str, str]) -> dg.TableSchema:
+    """A frame's columns, each with its type and meaning."""
+    return dg.TableSchema(
+        [dg.TableColumn(name, str(dtype), description=meanings[name]) for name, dtype in schema.items()]
+    )
+
+
+def preview(frame: pl.DataFrame, rows: int = 10) -> dg.TableMetadataValue | dg.MarkdownMetadataValue:
+    """The first rows."""
+    return table(frame.head(rows).to_dicts())
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue | dg.MarkdownMetadataValue:
+    """Rows of alike keys as a table; a table must have a row for its columns to be known."""
+    if not rows:
+        return dg.MetadataValue.md("*none*")
+    return dg.MetadataValue.table([dg.TableRecord({key: _cell(value) for key, value in row.items()}) for row in rows])
+
+
+def picture(data_url: str, words: str) -> dg.MarkdownMetadataValue:
+    """A picture that the UI shows in place."""
+    return dg.MetadataValue.md(f"![{words}]({data_url})")
+
+
+def _cell(value: Any) -> str | int | float | bool | None:
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return value.isoformat() if isinstance(value, dt.datetime | dt.date) else str(value)

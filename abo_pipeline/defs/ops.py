@@ -1,0 +1,72 @@
+"""Ops: work that leaves no asset behind. Searching is an op, because a question is not a thing that is kept."""
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from abo_pipeline.defs.metadata import picture, table
+from abo_pipeline.defs.resources import StoreResource
+from abo_pipeline.encoder import Encoder
+from abo_pipeline.errors import QueryError
+from abo_pipeline.report import thumbnail
+from abo_pipeline.search import Hits, ImageQuery, ImageSearch, LikeQuery, Query, TextQuery
+from abo_pipeline.settings import Settings
+
+
+class SearchConfig(dg.Config):
+    """A search, as the launchpad asks for it: exactly one of text, image and like."""
+
+    text: str | None = Field(None, description="What to look for, such as: red leather office chair")
+    image: str | None = Field(None, description="Path of a picture to find alike ones of")
+    like: str | None = Field(None, description="image_id of a stored image to find alike ones of")
+    k: int = Field(10, description="How many hits")
+    size: int | None = Field(None, description="Search among so many images; unset for the largest indexed size")
+    min_similarity: float | None = Field(None, description="Leave out hits below this cosine")
+
+    def query(self) -> Query:
+        """The one query that is asked for.
+
+        Raises:
+            QueryError: none is, or several are.
+        """
+        given: list[Query] = []
+        if self.text is not None:
+            given.append(TextQuery(self.text))
+        if self.image is not None:
+            given.append(ImageQuery(Path(self.image)))
+        if self.like is not None:
+            given.append(LikeQuery(self.like))
+        if len(given) != 1:
+            raise QueryError(f"Give exactly one of text, image and like; {len(given)} were given.")
+        return given[0]
+
+
+@dg.op(out=dg.Out(io_manager_key="in_memory"))
+def search_images(
+    context: dg.OpExecutionContext,
+    config: SearchConfig,
+    settings: dg.ResourceParam[Settings],
+    encoder: dg.ResourceParam[Encoder],
+    store: dg.ResourceParam[StoreResource],
+) -> dict[str, Any]:
+    """The most similar stored images, as a table and a row of pictures in the output's metadata."""
+    with store.opened() as opened:
+        search = ImageSearch(opened, encoder, settings)
+        hits = search(config.query(), config.k, size=config.size, min_similarity=config.min_similarity)
+        for warning in hits.warnings:
+            context.log.warning(warning)
+        context.add_output_metadata(
+            {
+                "hits": table(hits.as_json()["hits"]),
+                "pictures": picture(thumbnail(search.display(_first(hits))), str(hits.query)),
+                "count": len(hits),
+            }
+        )
+    return hits.as_json()
+
+
+def _first(hits: Hits, count: int = 10) -> Hits:
+    """As many as one row of pictures can show."""
+    return Hits(hits.query, hits[:count], hits.size, hits.warnings)

@@ -1,0 +1,98 @@
+"""What assets and ops need from outside: settings, a database, a model, somebody to tell about progress.
+
+Resources are addresses and promises: a database is opened for a block, a model is loaded at its first vector. Keep
+asset logic out of here. They are plain objects rather than ``ConfigurableResource``s, because Dagster shows the fields
+of the latter in the UI, and an address may hold a password.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import dagster as dg
+
+from abo_pipeline.embedding import Tally
+from abo_pipeline.encoder import encoder_from
+from abo_pipeline.settings import Settings
+from abo_pipeline.store import Store, open_store
+
+
+@dataclass(frozen=True)
+class StoreResource:
+    """The database that the settings name."""
+
+    settings: Settings
+
+    @contextmanager
+    def opened(self) -> Iterator[Store]:
+        """The store, for one block; its connections are closed afterwards."""
+        store = open_store(self.settings)
+        try:
+            yield store
+        finally:
+            store.engine.dispose()
+
+
+class Progress(Protocol):
+    """Somebody who wants to know how far long work is."""
+
+    def download(self, name: str, done: int, total: int | None) -> None:
+        """Bytes of a file that are here, of how many if that is known."""
+
+    def indexing(self, name: str, done: int, total: int | None) -> None:
+        """Bytes of a tar that are indexed, of how many."""
+
+    def embedding(self, partition_key: str, tally: Tally) -> None:
+        """A batch of a partition is done."""
+
+
+class LogProgress:
+    """Writes to Dagster's log, at most every ``seconds``."""
+
+    def __init__(self, seconds: float = 10.0) -> None:
+        self._seconds = seconds
+        self._last = time.monotonic()
+
+    def download(self, name: str, done: int, total: int | None) -> None:
+        """Bytes of a file that are here."""
+        if self._is_due():
+            dg.get_dagster_logger().info(f"{name}: {_megabytes(done, total)} fetched")
+
+    def indexing(self, name: str, done: int, total: int | None) -> None:
+        """Bytes of a tar that are indexed."""
+        if self._is_due():
+            dg.get_dagster_logger().info(f"{name}: {_megabytes(done, total)} indexed")
+
+    def embedding(self, partition_key: str, tally: Tally) -> None:
+        """A batch of a partition is done."""
+        if self._is_due():
+            speed = tally.images_per_second
+            left = f", {(tally.to_do - tally.done) / speed:.0f} s left" if speed else ""
+            dg.get_dagster_logger().info(
+                f"{partition_key}: {tally.done:,} of {tally.to_do:,} images, {tally.failed:,} failed, "
+                f"{speed:.1f} images/s{left}"
+            )
+
+    def _is_due(self) -> bool:
+        now = time.monotonic()
+        if now - self._last < self._seconds:
+            return False
+        self._last = now
+        return True
+
+
+def default_resources(settings: Settings) -> dict[str, object]:
+    """The resources by name, as the settings say; nothing is opened or loaded."""
+    return {
+        "settings": dg.ResourceDefinition.hardcoded_resource(settings),
+        "store": dg.ResourceDefinition.hardcoded_resource(StoreResource(settings)),
+        "encoder": dg.ResourceDefinition.hardcoded_resource(encoder_from(settings)),
+        "progress": dg.ResourceDefinition.hardcoded_resource(LogProgress()),
+    }
+
+
+def _megabytes(done: int, total: int | None) -> str:
+    of = f" of {total / 1e6:,.0f}" if total else ""
+    return f"{done / 1e6:,.0f}{of} MB"

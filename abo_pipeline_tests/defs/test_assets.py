@@ -1,0 +1,207 @@
+"""The assets on a real instance, each against the same small run."""
+
+import base64
+import io
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+import pytest
+from PIL import Image
+
+from abo_pipeline import catalog
+from abo_pipeline.defs.assets.catalog import image_paths
+from abo_pipeline.defs.assets.embeddings import EmbeddingConfig, image_embeddings_asset
+from abo_pipeline.defs.resources import LogProgress, StoreResource
+from abo_pipeline.definitions import build_definitions
+from abo_pipeline.errors import CatalogError
+from abo_pipeline.store import open_store
+from abo_pipeline_tests.archives import jpeg, write_images
+from abo_pipeline_tests.defs.conftest import SQUARES, checks, materialize, materialize_all, metadata
+from abo_pipeline_tests.fakes import ColourEncoder
+
+
+def test_raw_archive_reports_what_is_there_and_fetches_nothing_that_is(definitions, instance, colours):
+    found = metadata(materialize(definitions, instance, "raw_archive"), "raw_archive")
+
+    path = Path(colours.archive)
+    assert {name: found[name] for name in ("source", "path", "fetched", "bytes", "members", "left_out")} == {
+        "source": str(path),
+        "path": str(path),
+        "fetched": False,
+        "bytes": path.stat().st_size,
+        "members": 41,
+        "left_out": {},
+    }
+    assert len(found["sha256"]) == 64
+    assert Path(found["index"]).is_file()
+
+
+def test_image_paths_counts_each_row_and_its_check_looks_again(definitions, instance, colours):
+    result = materialize(definitions, instance, "raw_archive", "image_paths")
+
+    found = metadata(result, "image_paths")
+    assert {name: value for name, value in found.items() if isinstance(value, int) and name != "bytes"} == {
+        "dagster/row_count": 40,
+        "rows": 40,
+        "kept": 40,
+        "min_side": 1000,
+        "dropped: malformed row": 0,
+        "dropped: duplicate id": 0,
+        "dropped: unsupported type": 0,
+        "dropped: too small": 0,
+        "dropped: not in the archive": 0,
+        "added": 40,
+        "changed": 0,
+        "removed": 0,
+    }
+    assert checks(result) == {"filter_is_sound": True}
+    kept = pl.read_parquet(colours.state_dir / "assets" / "image_paths.parquet")
+    assert kept.schema == catalog.SCHEMA
+    assert kept["sample_key"].is_sorted()
+
+
+def test_an_asset_can_be_called_directly(colours):
+    result = image_paths(settings=colours, store=StoreResource(colours))
+
+    assert len(result.value) == 40
+
+
+def test_the_embeddings_asset_can_be_called_directly_for_one_partition(colours):
+    kept = image_paths(settings=colours, store=StoreResource(colours)).value
+    context = dg.build_asset_context(partition_key="01of2")
+
+    image_embeddings_asset(colours)(
+        context,
+        EmbeddingConfig(),
+        kept,
+        settings=colours,
+        encoder=ColourEncoder(),
+        store=StoreResource(colours),
+        progress=LogProgress(),
+    )
+
+    store = open_store(colours)
+    accounts = store.accounts("colours", [0, 2**62])
+    store.engine.dispose()
+    assert (accounts[0].embedded, accounts[1].pending) == (0, 0)
+    assert accounts[1].embedded > 0
+
+
+def test_a_partition_reports_what_it_did_and_its_checks_pass(definitions, instance):
+    materialize(definitions, instance, "raw_archive", "image_paths")
+    first = materialize(definitions, instance, "image_embeddings", partition_key="00of2")
+    again = materialize(definitions, instance, "image_embeddings", partition_key="00of2")
+
+    found, repeated = metadata(first, "image_embeddings"), metadata(again, "image_embeddings")
+    kept = found["kept"]
+    counted = ("embedded", "skipped", "failed", "failed_before", "removed", "dagster/partition_row_count")
+    assert [found[name] for name in counted] == [kept, 0, 0, 0, 0, kept]
+    assert [repeated[name] for name in counted] == [0, kept, 0, 0, 0, kept]
+    assert found["images_per_second"] > 0
+    assert {name for name in found if name.startswith("seconds_")} == {
+        "seconds_read",
+        "seconds_decode",
+        "seconds_encode",
+        "seconds_write",
+    }
+    assert (found["device"], repeated["device"]) == ("cpu", "none needed")
+    assert (found["model"], found["fingerprint"]) == ("mean-colour", "c0104f00c0104f00")
+    assert checks(first) == {"every_image_is_accounted_for": True, "vectors_have_unit_length": True}
+    assert instance.get_materialized_partitions(dg.AssetKey("image_embeddings")) == {"00of2"}
+
+
+def test_a_failure_is_in_the_metadata_and_can_be_retried_by_config(colours, instance, tmp_path):
+    write_images(Path(colours.archive), {"aa/bad.jpg": b"bad", "bb/good.jpg": jpeg()})
+    definitions = build_definitions(colours, encoder=ColourEncoder())
+    materialize(definitions, instance, "raw_archive", "image_paths")
+
+    def run(**config: bool) -> list[dict]:
+        run_config = {"ops": {"image_embeddings": {"config": config}}}
+        results = [
+            materialize(
+                definitions, instance, "image_embeddings", partition_key=f"{n:02}of2", run_config=run_config
+            )
+            for n in range(2)
+        ]
+        assert all(all(checks(result).values()) for result in results)
+        return [metadata(result, "image_embeddings") for result in results]
+
+    first, again, retried = run(), run(), run(retry_failures=True)
+
+    assert sum(found["failed"] for found in first) == 1
+    assert sum(found["failed"] for found in again) == 0
+    assert sum(found["failed_before"] for found in again) == 1
+    assert sum(found["failed"] for found in retried) == 1
+    (row,) = [row for found in first if found["failures"] != "*none*" for row in found["failures"]]
+    assert row == {
+        "stage": "decode",
+        "error": "ImageError",
+        "images": 1,
+        "example": "bad: not a picture: it begins with b'bad'",
+    }
+
+
+def test_the_index_asset_builds_once_and_its_check_finds_it_used(definitions, instance):
+    materialize(definitions, instance, "raw_archive", "image_paths")
+    for key in ("00of2", "01of2"):
+        materialize(definitions, instance, "image_embeddings", partition_key=key)
+
+    first = materialize(definitions, instance, "embedding_index")
+    again = materialize(definitions, instance, "embedding_index")
+
+    found = metadata(first, "embedding_index")
+    assert (found["built"], found["rows_10"], found["rows_30"]) == (2, 10, 30)
+    assert [(row["size"], row["valid"], row["ready"]) for row in found["indexes"]] == [(10, True, True), (30, True, True)]
+    assert metadata(again, "embedding_index")["built"] == 0
+    assert checks(first) == {"index_is_used": True}
+
+
+def test_the_report_asset_shows_a_grid_and_says_where_the_rest_is(definitions, instance, colours):
+    materialize(definitions, instance, "raw_archive", "listings", "image_paths")
+    for key in ("00of2", "01of2"):
+        materialize(definitions, instance, "image_embeddings", partition_key=key)
+
+    found = metadata(materialize(definitions, instance, "embedding_index", "search_report"), "search_report")
+
+    assert found["page"] == str(colours.state_dir / "reports" / "colours" / "index.html")
+    assert (found["coverage_10"], found["coverage_30"]) == ("all 10 embedded", "all 30 embedded")
+    data = found["grid"].removeprefix("![red](data:image/png;base64,").removesuffix(")")
+    assert Image.open(io.BytesIO(base64.b64decode(data))).width == 640
+
+
+def test_everything_again_changes_nothing(definitions, instance, colours):
+    materialize_all(definitions, instance)
+    store = open_store(colours)
+    with store.engine.connect() as connection:
+        versions = "SELECT image_id, xmin::text FROM {} ORDER BY 1"
+        before = [connection.exec_driver_sql(versions.format(table)).all() for table in ("images", "embeddings_colours")]
+
+    materialize_all(definitions, instance)
+
+    with store.engine.connect() as connection:
+        after = [connection.exec_driver_sql(versions.format(table)).all() for table in ("images", "embeddings_colours")]
+    store.engine.dispose()
+    assert after == before
+    assert len(before[1]) == len(SQUARES)
+
+
+def test_nothing_kept_stops_the_run_with_the_reason(colours, instance):
+    write_images(Path(colours.archive), {"aa/small.jpg": jpeg()}, side=999)
+    definitions = build_definitions(colours, encoder=ColourEncoder())
+
+    with pytest.raises(CatalogError) as caught:
+        materialize(definitions, instance, "raw_archive", "image_paths")
+
+    assert str(caught.value) == (
+        "None of the 1 images in squares.tar is kept (1 too small). Lower ABO_MIN_SIDE (now 1000), or use another "
+        "archive."
+    )
+
+
+def test_an_asset_before_its_input_says_what_to_materialize(definitions, instance):
+    with pytest.raises(dg.Failure) as caught:
+        materialize(definitions, instance, "image_embeddings", partition_key="00of2")
+
+    assert caught.value.description.startswith("image_paths has not been materialized here yet: ")
+    assert caught.value.description.endswith("image_paths.parquet is missing. Materialize it first.")
