@@ -1,0 +1,307 @@
+"""The command line: ``abo demo``, ``run``, ``search``, ``dev``, ``doctor``, ``db``.
+
+Reads flags, calls one function of the package, and prints what came of it. An error is one sentence and exit code 2;
+``--debug`` shows where it came from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from abo_pipeline.errors import AboError, QueryError
+from abo_pipeline.settings import PROJECT_ROOT, Settings
+
+if TYPE_CHECKING:
+    from abo_pipeline.sample import Sample
+    from abo_pipeline.search import Hits, Query
+
+# Dagster, polars and the rest are imported by the commands that use them: `abo --help` and an error in a flag come at
+# once.
+
+DEMO_SPACE = "demo"
+DEMO_SIZES = "100,300,1000"
+DEMO_PARTITIONS = 16
+DEMO_SEARCHES = ("red leather office chair", "a striped blue mug")
+DEMO_QUERIES = (
+    "red leather office chair",
+    "a striped blue mug",
+    "brown boots",
+    "yellow floor lamp",
+    "a green backpack",
+    "black sunglasses",
+    "pink dress",
+    "white sneakers",
+    "a checked shirt",
+    "like:",
+)
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class _Command(click.Command):
+    """A command that takes ``--debug`` wherever it is written."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.append(
+            click.Option(
+                ["--debug"],
+                is_flag=True,
+                expose_value=False,
+                is_eager=True,
+                help="Show where an error came from.",
+            )
+        )
+
+
+class _Group(click.Group):
+    command_class = _Command
+    group_class = type
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="abo-pipeline")
+def cli() -> None:
+    """Search a product-photo archive by meaning.
+
+    Settings come from flags, then from variables ABO_… (see the README), then from the last `abo run`.
+    """
+
+
+@cli.command()
+def demo() -> None:
+    """Draw a sample archive and run the whole pipeline on it, with the small bundled model."""
+    from abo_pipeline.encoder import SMALL_MODEL
+
+    sample = _sample(Settings.read().folder("sample"))
+    settings = Settings.read(
+        archive=str(sample.archive),
+        listings=str(sample.listings),
+        model=SMALL_MODEL,
+        space=DEMO_SPACE,
+        sizes=DEMO_SIZES,
+        partitions=DEMO_PARTITIONS,
+        queries=DEMO_QUERIES,
+    )
+    _run(settings, retry_failures=False)
+    for text in DEMO_SEARCHES:
+        out.print()
+        _print_hits(_search(settings, text, k=10))
+    out.print(
+        "\nNext:\n"
+        "  make dev                              the pipeline in Dagster's UI\n"
+        '  abo search "a pair of red shoes"      any text; --help for pictures and more\n'
+        "  abo run --archive IMAGES.tar          an archive of your own, or the official one without --archive"
+    )
+
+
+@cli.command()
+@click.option("--archive", metavar="TAR", help="Images: a path, or a URL. Default: the official archive.")
+@click.option(
+    "--listings",
+    metavar="TAR",
+    help="Product listings, or 'none'. Default: the official ones with the official images.",
+)
+@click.option(
+    "--model",
+    metavar="NAME|FOLDER",
+    help="What SentenceTransformer takes, or small-clip. Default: clip-ViT-B-32.",
+)
+@click.option("--space", metavar="NAME", help="Name of the embedding space. Default: from the model's name.")
+@click.option("--sizes", metavar="N,N,N", help="MAX_IMAGES configurations. Default: 1000,10000,100000.")
+@click.option("--min-side", metavar="PIXELS", help="Least width and height of an original. Default: 1000.")
+@click.option("--partitions", metavar="N", help="Ranges that are embedded by one run each. Default: 64.")
+@click.option("--batch-size", metavar="N", help="Images that are embedded and committed together. Default: 64.")
+@click.option("--retry-failures", is_flag=True, help="Try images again that failed before.")
+def run(retry_failures: bool, **options: str | None) -> None:
+    """Run the whole pipeline: fetch, filter, embed, index, report. What is done already is not done again."""
+    _run(Settings.read(**options), retry_failures=retry_failures)
+
+
+@cli.command()
+@click.argument("text", required=False)
+@click.option("--image", type=click.Path(path_type=Path), metavar="FILE", help="Search by a picture.")
+@click.option("--like", metavar="ID", help="Search by a stored image.")
+@click.option("-k", default=10, show_default=True, help="How many hits.")
+@click.option("--size", type=int, metavar="N", help="Among so many images. Default: the largest indexed size.")
+@click.option("--min-similarity", type=float, metavar="COSINE", help="Leave out hits below this, -1 to 1.")
+@click.option("--grid", type=click.Path(path_type=Path), metavar="PNG", help="Write the hits as a row of pictures.")
+@click.option("--json", "as_json", is_flag=True, help="Print the hits as JSON.")
+def search(
+    text: str | None,
+    image: Path | None,
+    like: str | None,
+    grid: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Find images by a TEXT, by a picture, or by a stored image."""
+    from abo_pipeline.search import ImageQuery, LikeQuery, TextQuery
+
+    queries: list[Query] = [
+        *([TextQuery(text)] if text is not None else []),
+        *([ImageQuery(image)] if image is not None else []),
+        *([LikeQuery(like)] if like is not None else []),
+    ]
+    if len(queries) != 1:
+        raise QueryError("Give exactly one of TEXT, --image FILE and --like ID.")
+    hits = _search(Settings.last(), queries[0], grid=grid, **options)
+    if as_json:
+        click.echo(json.dumps(hits.as_json(), indent=1, ensure_ascii=False))
+    else:
+        _print_hits(hits)
+        if grid:
+            out.print(f"pictures: {escape(str(grid))}")
+
+
+@cli.command()
+@click.option("-h", "--host", default="127.0.0.1", show_default=True)
+@click.option("-p", "--port", default=3000, show_default=True)
+def dev(host: str, port: int) -> None:
+    """Open the pipeline in Dagster's UI, with the state of the last run."""
+    from abo_pipeline.runner import dagster_home, dagster_instance
+
+    settings = Settings.last()
+    # Webserver and daemon would otherwise both set up a fresh instance at once, and trip over each other.
+    with dagster_instance(settings):
+        home = dagster_home(settings)
+    environment = os.environ | {"DAGSTER_HOME": str(home), "ABO_STATE_DIR": str(settings.state_dir)}
+    dagster = Path(sys.executable).with_name("dagster")
+    arguments = ["dev", "-w", str(PROJECT_ROOT / "workspace.yaml"), "-h", host, "-p", str(port)]
+    # `dagster dev` imports from the directory it is started in; in this one is nothing that could get in its way.
+    os.chdir(home)
+    os.execve(dagster, [str(dagster), *arguments], environment)  # noqa: S606 - becomes the server, keeps the terminal
+
+
+@cli.command()
+def doctor() -> None:
+    """Check what the pipeline depends on: a line for each, with the remedy where one is needed."""
+    from abo_pipeline.doctor import examine
+
+    findings = examine(Settings.last())
+    for finding in findings:
+        mark = "[green]ok[/]  " if finding.ok else "[red]bad[/] "
+        out.print(f"{mark} {finding.what:<10} {escape(finding.words)}")
+    if not all(finding.ok for finding in findings):
+        sys.exit(1)
+
+
+@cli.group(cls=click.Group)
+def db() -> None:
+    """The embedded Postgres, which is used when ABO_DATABASE_URL is not set."""
+
+
+@db.command(cls=_Command)
+def start() -> None:
+    """Start it, or see that it runs."""
+    from abo_pipeline.store.database import embedded_server
+
+    settings = Settings.last()
+    settings.folder()
+    server = embedded_server(settings)
+    server.ensure_running()
+    out.print(f"running at {escape(server.url())}")
+
+
+@db.command(cls=_Command)
+def stop() -> None:
+    """Stop it. Nothing is lost; the next command that needs it starts it again."""
+    from abo_pipeline.store.database import embedded_server
+
+    out.print("stopped" if embedded_server(Settings.last()).stop() else "it was not running")
+
+
+@db.command(cls=_Command)
+def status() -> None:
+    """Say whether it runs, and where."""
+    from abo_pipeline.store.database import embedded_server
+
+    found = embedded_server(Settings.last()).status()
+    words = f"running, pid {found.pid}, at {found.url}" if found.running else "not running"
+    out.print(escape(f"{words}; data in {found.data_dir}"))
+
+
+def main() -> None:
+    """The entry point: an error is one sentence on standard error and exit code 2."""
+    debug = "--debug" in sys.argv
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        err.print("interrupted; what was committed is kept, and the same command goes on from there")
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except AboError as error:
+        if debug:
+            err.print_exception()
+        err.print(f"[red]error:[/] {escape(str(error))}")
+        sys.exit(2)
+    sys.exit(code or 0)
+
+
+def _sample(folder: Path) -> Sample:
+    """The drawn archive, drawn unless it is there."""
+    from abo_pipeline.sample import Sample, draw_sample
+    from abo_pipeline.terminal import bar
+
+    there = Sample.of(folder)
+    if there.archive.is_file() and there.listings.is_file():
+        return there
+    with bar("drawing", "pictures", err) as advance:
+        return draw_sample(folder, progress=advance)
+
+
+def _run(settings: Settings, *, retry_failures: bool) -> None:
+    """Check what is cheap to check, then run."""
+    from abo_pipeline.encoder import where_is
+    from abo_pipeline.runner import run_pipeline
+    from abo_pipeline.terminal import TerminalProgress
+
+    settings.folder()
+    # That a model cannot be had should be known before gigabytes are fetched.
+    where = where_is(settings.model)
+    with TerminalProgress(out, err) as progress:
+        progress.say("model", where)
+        run_pipeline(settings, progress, retry_failures=retry_failures)
+
+
+def _search(settings: Settings, query: str | Query, *, grid: Path | None = None, **options: Any) -> Hits:
+    from abo_pipeline.encoder import encoder_from
+    from abo_pipeline.search import ImageSearch
+    from abo_pipeline.store import open_store
+
+    image_search = ImageSearch(open_store(settings), encoder_from(settings), settings)
+    hits = image_search(query, **options)
+    if grid:
+        try:
+            image_search.display(hits).savefig(grid)
+        except (OSError, ValueError) as error:
+            raise QueryError(f"The pictures cannot be written to {grid}: {error}.") from None
+    return hits
+
+
+def _print_hits(hits: Hits) -> None:
+    among = f" among {hits.size:,} images" if hits.size else ""
+    table = Table(title=escape(f"{hits.query}{among}"), title_justify="left", box=None, pad_edge=False)
+    table.add_column("", justify="right")
+    table.add_column("similarity", justify="right")
+    table.add_column("image")
+    table.add_column("what it shows")
+    for hit in hits:
+        table.add_row(str(hit.rank), f"{hit.similarity:.3f}", escape(hit.image_id), escape(hit.caption))
+    out.print(table)
+    if not hits:
+        out.print("no hits")
+    for warning in hits.warnings:
+        err.print(f"[yellow]note:[/] {escape(warning)}")

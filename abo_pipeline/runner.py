@@ -1,0 +1,155 @@
+"""Runs the whole graph in this process, in order, through the same Dagster instance that the UI shows.
+
+For the command line. What an asset does is in ``defs.assets``; what a person sees while it runs is for ``cli``.
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import dagster as dg
+from dagster._core.errors import DagsterAssetCheckFailedError
+
+from abo_pipeline.definitions import build_definitions
+from abo_pipeline.defs.resources import Progress, StoreResource
+from abo_pipeline.errors import AboError, CheckError
+from abo_pipeline.sampling import partition_keys, partition_starts
+from abo_pipeline.settings import PROJECT_ROOT, Settings
+from abo_pipeline.store.spaces import Account
+
+BEFORE = ("raw_archive", "listings", "image_paths")
+EMBEDDINGS = "image_embeddings"
+AFTER = ("embedding_index", "search_report")
+
+
+class PipelineProgress(Progress, Protocol):
+    """A ``Progress`` that is also told of the run's own steps."""
+
+    def pending(self, images: int) -> None:
+        """So many images are to be embedded, over all partitions."""
+
+    def finished(self, asset: str, metadata: dict[str, Any]) -> None:
+        """An asset is done. Of image_embeddings the metadata are sums over its partitions, and their account."""
+
+
+def dagster_home(settings: Settings) -> Path:
+    """The folder of Dagster's instance, with its configuration, made on first use.
+
+    Raises:
+        SettingsError: the state folder cannot be written to.
+    """
+    home = settings.folder("dagster")
+    configuration = PROJECT_ROOT / "dagster.yaml"
+    if configuration.is_file():
+        shutil.copyfile(configuration, home / "dagster.yaml")
+    return home
+
+
+@contextmanager
+def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
+    """Dagster's instance in the state folder: the one that ``abo dev`` shows."""
+    with dg.DagsterInstance.from_config(str(dagster_home(settings))) as instance:
+        yield instance
+
+
+def run_pipeline(
+    settings: Settings, progress: PipelineProgress, *, retry_failures: bool = False, **resource_overrides: Any
+) -> None:
+    """Materialize every asset, and those partitions of the embeddings in which something is to do.
+
+    The settings are remembered for the commands that follow as soon as archive and catalogue have proved good.
+
+    Args:
+        settings: of the run.
+        progress: told what happens.
+        retry_failures: try images again that failed before.
+        resource_overrides: as ``build_definitions`` takes them.
+
+    Raises:
+        AboError: what stopped an asset, or a blocking check that did not pass.
+    """
+    definitions = build_definitions(settings, progress=progress, **resource_overrides)
+    with dagster_instance(settings) as instance:
+        for asset in BEFORE:
+            progress.finished(asset, _materialize(definitions, instance, asset))
+        # From here on there is something to look at and to go on with, even if this run is interrupted.
+        settings.remember()
+        progress.finished(EMBEDDINGS, _embed(definitions, instance, settings, progress, retry_failures))
+        for asset in AFTER:
+            progress.finished(asset, _materialize(definitions, instance, asset))
+
+
+def _embed(
+    definitions: dg.Definitions,
+    instance: dg.DagsterInstance,
+    settings: Settings,
+    progress: PipelineProgress,
+    retry_failures: bool,
+) -> dict[str, int]:
+    """Run the partitions in which something is to do, or of which Dagster does not know that nothing is."""
+    keys = partition_keys(settings.partitions)
+    before = dict(zip(keys, _accounts(settings), strict=True))
+    materialized = instance.get_materialized_partitions(dg.AssetKey(EMBEDDINGS))
+    to_run = {
+        key: account
+        for key, account in before.items()
+        if not account.settled or key not in materialized or (retry_failures and account.failed)
+    }
+    progress.pending(sum(account.pending + retry_failures * account.failed for account in to_run.values()))
+    totals = dict.fromkeys(("embedded", "skipped", "failed", "failed_before", "removed"), 0)
+    run_config = {"ops": {EMBEDDINGS: {"config": {"retry_failures": retry_failures}}}}
+    for key, account in before.items():
+        if key in to_run:
+            metadata = _materialize(definitions, instance, EMBEDDINGS, partition_key=key, run_config=run_config)
+        else:
+            metadata = {"skipped": account.embedded, "failed_before": account.failed}
+        for name in totals:
+            totals[name] += metadata.get(name, 0)
+    after = _accounts(settings)
+    return totals | {
+        "partitions_run": len(to_run),
+        "kept": sum(account.kept for account in after),
+        "total_embedded": sum(account.embedded for account in after),
+        "total_failed": sum(account.failed for account in after),
+    }
+
+
+def _accounts(settings: Settings) -> list[Account]:
+    with StoreResource(settings).opened() as store:
+        return store.accounts(settings.space_name, partition_starts(settings.partitions))
+
+
+def _materialize(
+    definitions: dg.Definitions,
+    instance: dg.DagsterInstance,
+    asset: str,
+    *,
+    partition_key: str | None = None,
+    run_config: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """One run of one asset and its checks; its metadata as plain values."""
+    job = definitions.resolve_implicit_global_asset_job_def()
+    quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+    try:
+        result = job.execute_in_process(
+            run_config={**quiet, **(run_config or {})},
+            instance=instance,
+            partition_key=partition_key,
+            asset_selection=[dg.AssetKey(asset)],
+        )
+    except dg.DagsterError as error:
+        raise _own(error) from error
+    (materialization,) = result.asset_materializations_for_node(asset)
+    return {name: value.value for name, value in materialization.metadata.items()}
+
+
+def _own(error: BaseException) -> BaseException:
+    """Our error at the root of one that Dagster raised for it, or that one in our words if it is a failed check."""
+    if isinstance(error, DagsterAssetCheckFailedError):
+        return CheckError(str(error))
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, AboError):
+        cause = cause.__cause__
+    return cause or error

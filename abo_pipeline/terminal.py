@@ -1,0 +1,200 @@
+"""What a person at a terminal sees of a run: a line an asset, a bar for what takes long.
+
+Where the output is no terminal, the bars are lines now and then. What a run does is for ``runner``.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from abo_pipeline.catalog import REASONS
+from abo_pipeline.embedding import Tally
+from abo_pipeline.runner import PipelineProgress
+
+_LINE_SECONDS = 10.0
+
+STAGES = {
+    "raw_archive": "archive",
+    "listings": "listings",
+    "image_paths": "catalogue",
+    "image_embeddings": "embeddings",
+    "embedding_index": "index",
+    "search_report": "report",
+}
+"""What an asset is called at the terminal."""
+
+
+class Bars:
+    """Progress bars on a terminal; elsewhere a line every few seconds."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._tasks: dict[str, TaskID] = {}
+        self._last_line = time.monotonic()
+        self._progress = Progress(
+            TextColumn("[bold]{task.description:<11}[/]"),
+            BarColumn(),
+            TextColumn("{task.fields[words]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def update(self, what: str, done: float, total: float | None, words: str) -> None:
+        """How far something is; its bar goes when it is complete."""
+        if self._progress.disable:
+            now = time.monotonic()
+            if now - self._last_line >= _LINE_SECONDS:
+                self._last_line = now
+                self._console.print(f"{what:<11} {words}")
+            return
+        if what not in self._tasks:
+            self._tasks[what] = self._progress.add_task(what, total=total, words=words)
+        self._progress.update(self._tasks[what], completed=done, total=total, words=words)
+        if total is not None and done >= total:
+            self.remove(what)
+
+    def remove(self, what: str) -> None:
+        """Take a bar away."""
+        if task := self._tasks.pop(what, None):
+            self._progress.remove_task(task)
+
+
+@contextmanager
+def bar(what: str, unit: str, console: Console) -> Iterator[Callable[[int, int], None]]:
+    """One bar; call what this yields with how many of how many are done."""
+    with Bars(console) as bars:
+        yield lambda done, total: bars.update(what, done, total, f"{done:,}/{total:,} {unit}")
+
+
+class TerminalProgress(PipelineProgress):
+    """Prints what a run does.
+
+    Args:
+        out: for results.
+        err: for bars.
+    """
+
+    def __init__(self, out: Console, err: Console) -> None:
+        self._out = out
+        self._bars = Bars(err)
+        self._images = 0
+        self._before = 0
+        self._current = ("", 0)
+        self._started = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self._bars.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.__exit__(kind, error, trace)
+
+    def say(self, what: str, words: str) -> None:
+        """A line of the run's record."""
+        self._out.print(f"[bold]{what:<11}[/] {escape(words)}")
+
+    def download(self, name: str, done: int, total: int | None) -> None:
+        """Bytes of a file that are here."""
+        self._bars.update("fetching", done, total, f"{name}: {_megabytes(done, total)}")
+
+    def indexing(self, name: str, done: int, total: int | None) -> None:
+        """Bytes of a tar that are indexed."""
+        self._bars.update("indexing", done, total, f"{name}: {_megabytes(done, total)}")
+
+    def pending(self, images: int) -> None:
+        """So many images are to be embedded, over all partitions."""
+        self._images = images
+        self._started = time.monotonic()
+
+    def embedding(self, partition_key: str, tally: Tally) -> None:
+        """A batch is done; partitions before this one count as well."""
+        key, done = self._current
+        if key != partition_key:
+            self._before += done
+        self._current = (partition_key, tally.done)
+        done = self._before + tally.done
+        speed = done / max(time.monotonic() - self._started, 1e-6)
+        words = f"{done:,}/{self._images:,} images, partition {partition_key}, {speed:.1f} images/s"
+        if self._images:
+            self._bars.update("embedding", done, self._images, words)
+
+    def finished(self, asset: str, metadata: dict[str, Any]) -> None:
+        """An asset is done."""
+        for bar_name in ("fetching", "indexing", "embedding"):
+            self._bars.remove(bar_name)
+        self.say(STAGES[asset], _WORDS[asset](metadata))
+
+
+def _archive(metadata: dict[str, Any]) -> str:
+    how = "fetched" if metadata["fetched"] else "already here"
+    left_out = ", ".join(f"{count:,} {kind}" for kind, count in metadata["left_out"].items())
+    words = f"{metadata['path']}, {metadata['bytes'] / 1e6:,.1f} MB, {metadata['members']:,} members, {how}"
+    return f"{words}; left out: {left_out}" if left_out else words
+
+
+def _catalogue(metadata: dict[str, Any]) -> str:
+    dropped = [f"{metadata[f'dropped: {reason}']:,} {reason}" for reason in REASONS if metadata[f"dropped: {reason}"]]
+    words = f"kept {metadata['kept']:,} of {metadata['rows']:,} images"
+    return f"{words}; dropped {', '.join(dropped)}" if dropped else words
+
+
+def _listings(metadata: dict[str, Any]) -> str:
+    if metadata["source"] == "none":
+        return "none"
+    words = f"{metadata['dagster/row_count']:,} products, {metadata['images']:,} images"
+    return f"{words}; {metadata['malformed_lines']:,} malformed lines" if metadata["malformed_lines"] else words
+
+
+def _embeddings(totals: dict[str, Any]) -> str:
+    words = f"embedded {totals['embedded']:,}" if totals["embedded"] else "nothing to embed"
+    words += f", {totals['skipped']:,} were there already, failed {totals['failed']:,}"
+    if totals["failed_before"]:
+        words += f", {totals['failed_before']:,} failed before (--retry-failures tries them again)"
+    if totals["removed"]:
+        words += f", removed {totals['removed']:,} that left the catalogue"
+    account = f"kept {totals['kept']:,} = embedded {totals['total_embedded']:,} + failed {totals['total_failed']:,}"
+    return f"{words}\n{'':<11} {account}"
+
+
+def _index(metadata: dict[str, Any]) -> str:
+    built = f"built {metadata['built']} in {metadata['seconds']:.1f} s" if metadata["built"] else "nothing to build"
+    sizes = ", ".join(f"{rows:,}" for name, rows in metadata.items() if name.startswith("rows_"))
+    return f"{built}; over {sizes} images, {metadata['bytes'] / 1e6:,.1f} MB"
+
+
+def _report(metadata: dict[str, Any]) -> str:
+    return f"{metadata['queries']} grids\n{'':<11} {metadata['first_grid']}\n{'':<11} {metadata['page']}"
+
+
+_WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "raw_archive": _archive,
+    "listings": _listings,
+    "image_paths": _catalogue,
+    "image_embeddings": _embeddings,
+    "embedding_index": _index,
+    "search_report": _report,
+}
+
+
+def _megabytes(done: int, total: int | None) -> str:
+    return f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB" if total else f"{done / 1e6:,.0f} MB"
