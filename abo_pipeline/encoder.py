@@ -104,10 +104,12 @@ class ClipEncoder:
 
     def truncates(self, text: str) -> bool:
         """Whether the text has more tokens than the model reads."""
-        tokenizer = self._loaded.tokenizer
         limit = self._loaded.max_seq_length
-        tokens = len(tokenizer.tokenize(text)) + tokenizer.num_special_tokens_to_add()
-        return limit is not None and tokens > limit
+        if limit is None:
+            return False
+        # One token more than the model reads tells; asked for without a limit, the tokenizer warns on its own.
+        tokens = self._loaded.tokenizer(text, truncation=True, max_length=limit + 1)["input_ids"]
+        return len(tokens) > limit
 
     @property
     def _loaded(self) -> "SentenceTransformer":

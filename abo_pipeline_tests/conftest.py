@@ -1,0 +1,96 @@
+"""What tests share: a Postgres server with a database of its own for each test, a drawn archive, a model."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from sqlalchemy import make_url
+
+from abo_pipeline.encoder import SMALL_MODEL, ClipEncoder
+from abo_pipeline.sample import Sample, draw_sample
+from abo_pipeline.settings import Settings
+from abo_pipeline.store import Store
+from abo_pipeline.store.database import open_engine
+from abo_pipeline.store.embedded import EmbeddedServer
+
+TEMPLATE = "abo_template"
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No variable and no state of the machine reaches a test."""
+    for name in os.environ:
+        if name.startswith("ABO_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("ABO_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """One server for all tests, with a template database that has the schema."""
+    server = EmbeddedServer(tmp_path_factory.mktemp("server") / "postgres")
+    server.ensure_running()
+    _run(server, f"CREATE DATABASE {TEMPLATE}")
+    open_engine(make_url(server.url(TEMPLATE))).dispose()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def database_url(server: EmbeddedServer) -> Iterator[str]:
+    """A fresh database with our tables."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    _run(server, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+    yield server.url(name)
+    _run(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[Store]:
+    """A store on a fresh database."""
+    store = Store(open_engine(make_url(database_url)))
+    yield store
+    store.engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Sample:
+    """A small drawn archive, awkward cases included."""
+    return draw_sample(tmp_path_factory.mktemp("sample"), images=160, seed=7)
+
+
+@pytest.fixture(scope="session")
+def encoder() -> ClipEncoder:
+    """The small bundled CLIP."""
+    return ClipEncoder(SMALL_MODEL, "cpu")
+
+
+@pytest.fixture
+def settings(tmp_path: Path, sample: Sample, database_url: str) -> Settings:
+    """A run over the drawn archive, with a state folder and a database of its own."""
+    return Settings.read(
+        state_dir=tmp_path / "state",
+        archive=str(sample.archive),
+        listings=str(sample.listings),
+        database_url=database_url,
+        model=SMALL_MODEL,
+        device="cpu",
+        sizes="20,60,120",
+        partitions=4,
+        batch_size=16,
+        queries=("a red chair", "like:"),
+        report_k=3,
+    )
+
+
+def _run(server: EmbeddedServer, statement: str) -> None:
+    """A statement that cannot be part of a transaction."""
+    url = make_url(server.url("postgres"))
+    with psycopg.connect(
+        user=url.username, dbname=url.database, host=str(url.query["host"]), autocommit=True
+    ) as connection:
+        connection.execute(statement)
