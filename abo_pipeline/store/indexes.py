@@ -1,8 +1,8 @@
 """Vector indexes: one a size, built after its rows are there, replaced only by a valid one.
 
-An index is named by what it is: the space, the size and a digest of the cutoff and the parameters. So "is it built?" is
-a look at the catalogue of Postgres, and building again what is there and valid does nothing: HNSW keeps itself up to
-date with every row that is written.
+An index is named by what it is: the space, and a digest of the cutoff and the parameters. So "is it built?" is a look
+at the catalogue of Postgres, and building again what is there and valid does nothing: HNSW keeps itself up to date with
+every row that is written. Sizes with the same cutoff, such as two that the catalogue does not fill, share an index.
 """
 
 import os
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 import psutil
-from sqlalchemy import Connection, delete, func, select, text
+from sqlalchemy import Connection, delete, func, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 
@@ -73,7 +73,7 @@ def build_index(
     Raises:
         StoreError: the database does not answer, or the index came out invalid.
     """
-    name = _index_name(space.name, size, cutoff)
+    name = _index_name(space.name, cutoff)
     started = time.monotonic()
     with _maintenance(space) as connection:
         built = not _is_valid(connection, name)
@@ -84,24 +84,22 @@ def build_index(
                 f"Index {name} is not valid after its build; the one before it still serves. Build it again."
             )
         _register(connection, space, size, cutoff, name)
-        _drop_others(connection, space, size, keep=name, progress=progress)
+        _drop_unused(connection, space, progress)
     seconds = time.monotonic() - started if built else 0.0
     return _status(space, size, cutoff, name, built=built, seconds=seconds)
 
 
-def drop_sizes_but(space: EmbeddingSpace, sizes: list[int]) -> None:
-    """Drop the indexes of sizes that are no longer asked for: each costs every write."""
+def drop_sizes_but(space: EmbeddingSpace, sizes: list[int], progress: Progress = lambda _: None) -> None:
+    """Forget sizes that are no longer asked for, and drop what served them alone: an index costs every write."""
     with _maintenance(space) as connection:
-        others = select(SizeIndex).where(SizeIndex.space == space.name, SizeIndex.size.not_in(sizes))
-        for row in connection.execute(others).all():
-            connection.execute(delete(SizeIndex).where(SizeIndex.space == space.name, SizeIndex.size == row.size))
-            connection.execute(text(f"DROP INDEX CONCURRENTLY IF EXISTS {row.index_name}"))
+        connection.execute(delete(SizeIndex).where(SizeIndex.space == space.name, SizeIndex.size.not_in(sizes)))
+        _drop_unused(connection, space, progress)
 
 
-def _index_name(space: str, size: int, cutoff: int) -> str:
+def _index_name(space: str, cutoff: int) -> str:
     """At most 63 characters, all of them safe to stand in a statement: a space's name is a slug."""
     what = f"hnsw halfvec {HNSW_M} {HNSW_EF_CONSTRUCTION} {cutoff}"
-    return f"hnsw_{space}_{size}_{blake2b(what.encode(), digest_size=4).hexdigest()}"
+    return f"hnsw_{space}_{blake2b(what.encode(), digest_size=4).hexdigest()}"
 
 
 @contextmanager
@@ -221,16 +219,17 @@ def _register(connection: Connection, space: EmbeddingSpace, size: int, cutoff: 
     )
 
 
-def _drop_others(connection: Connection, space: EmbeddingSpace, size: int, *, keep: str, progress: Progress) -> None:
-    """Drop what served the size before."""
-    ours = text(
+def _drop_unused(connection: Connection, space: EmbeddingSpace, progress: Progress) -> None:
+    """Drop the space's vector indexes that no size is served by."""
+    unused = text(
         "SELECT indexname FROM pg_indexes WHERE schemaname = current_schema() AND tablename = :table "
-        "AND starts_with(indexname, :prefix) AND indexname <> :keep"
+        "AND starts_with(indexname, :prefix) "
+        "AND indexname NOT IN (SELECT index_name FROM size_indexes WHERE space = :space)"
     )
-    prefix = f"hnsw_{space.name}_{size}_"
-    for name in connection.scalars(ours, {"table": space.table.name, "prefix": prefix, "keep": keep}).all():
+    ours = {"table": space.table.name, "prefix": f"hnsw_{space.name}_", "space": space.name}
+    for name in connection.scalars(unused, ours).all():
         connection.execute(text(f"DROP INDEX CONCURRENTLY IF EXISTS {name}"))
-        progress(f"dropped {name}, which {keep} replaces")
+        progress(f"dropped {name}, which no size needs any more")
 
 
 def _status(space: EmbeddingSpace, size: int, cutoff: int, name: str, *, built: bool, seconds: float) -> IndexStatus:

@@ -40,7 +40,7 @@ def embedding_index(
             )
             for size in settings.sizes
         ]
-        drop_sizes_but(space, list(settings.sizes))
+        drop_sizes_but(space, list(settings.sizes), context.log.info)
     return dg.MaterializeResult(
         metadata={
             "indexes": table(
