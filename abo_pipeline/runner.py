@@ -4,17 +4,17 @@ For the command line. What an asset does is in ``defs.assets``; what a person se
 """
 
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import dagster as dg
-from dagster._core.errors import DagsterAssetCheckFailedError
 
 from abo_pipeline.definitions import build_definitions
 from abo_pipeline.defs.resources import Progress, StoreResource
-from abo_pipeline.errors import AboError, CheckError
+from abo_pipeline.errors import CheckError
 from abo_pipeline.sampling import partition_keys, partition_starts
 from abo_pipeline.settings import PROJECT_ROOT, Settings
 from abo_pipeline.store.spaces import Account
@@ -132,24 +132,29 @@ def _materialize(
     """One run of one asset and its checks; its metadata as plain values."""
     job = definitions.resolve_implicit_global_asset_job_def()
     quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+    run_id = str(uuid.uuid4())
     try:
         result = job.execute_in_process(
             run_config={**quiet, **(run_config or {})},
             instance=instance,
             partition_key=partition_key,
             asset_selection=[dg.AssetKey(asset)],
+            run_id=run_id,
         )
     except dg.DagsterError as error:
-        raise _own(error) from error
+        if wrong := _checks_not_passed(instance, run_id):
+            raise CheckError(wrong) from error
+        raise
     (materialization,) = result.asset_materializations_for_node(asset)
     return {name: value.value for name, value in materialization.metadata.items()}
 
 
-def _own(error: BaseException) -> BaseException:
-    """Our error at the root of one that Dagster raised for it, or that one in our words if it is a failed check."""
-    if isinstance(error, DagsterAssetCheckFailedError):
-        return CheckError(str(error))
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, AboError):
-        cause = cause.__cause__
-    return cause or error
+def _checks_not_passed(instance: dg.DagsterInstance, run_id: str) -> str:
+    """The blocking checks of a run that did not pass, in their own words: Dagster's exception has only their names."""
+    entries = instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
+    found = [entry.dagster_event.asset_check_evaluation_data for entry in entries if entry.dagster_event]
+    return " ".join(
+        f"{check.asset_key.to_user_string()} did not pass its check {check.check_name}: {check.description}."
+        for check in found
+        if check.blocking and not check.passed
+    )
