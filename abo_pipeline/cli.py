@@ -30,17 +30,17 @@ if TYPE_CHECKING:
 DEMO_SPACE = "demo"
 DEMO_SIZES = "100,300,1000"
 DEMO_PARTITIONS = 16
-DEMO_SEARCHES = ("red leather office chair", "a striped blue mug")
+DEMO_SEARCHES = ("red leather office chair", "a pair of brown boots")
 DEMO_QUERIES = (
     "red leather office chair",
-    "a striped blue mug",
-    "brown boots",
-    "yellow floor lamp",
+    "a pair of brown boots",
+    "blue mug",
+    "a yellow umbrella",
+    "purple suitcase",
     "a green backpack",
-    "black sunglasses",
-    "pink dress",
-    "white sneakers",
-    "a checked shirt",
+    "white wall clock",
+    "grey couch",
+    "striped shirt",
     "like:",
 )
 

@@ -1,0 +1,89 @@
+"""Every command and snippet that the README shows, run as it stands there, in its order."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from abo_pipeline import cli
+from abo_pipeline.sample import SMALL_CLIP
+from abo_pipeline.settings import PROJECT_ROOT, Settings
+from abo_pipeline_tests.archives import jpeg
+
+README = (PROJECT_ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def commands(program: str) -> list[list[str]]:
+    """The words of each shown command of a program, without the comment behind it."""
+    lines = [line.removeprefix("$ ") for block in blocks("console") for line in block.splitlines()]
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [command for command in words if command[0] == program]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sample, database_url: str) -> Path:
+    """A folder with the files that the README names, and a machine on which the official archive is a drawn one."""
+    shutil.copy(sample.archive, tmp_path / "IMAGES.tar")
+    shutil.copy(sample.listings, tmp_path / "LISTINGS.tar")
+    shutil.copytree(SMALL_CLIP, tmp_path / "FOLDER")
+    (tmp_path / "photo.jpg").write_bytes(jpeg("red", (200, 300)))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ABO_DATABASE_URL", database_url)
+    monkeypatch.setenv("ABO_ARCHIVE", str(sample.archive))
+    monkeypatch.setenv("ABO_MODEL", "small-clip")
+    monkeypatch.setenv("ABO_PARTITIONS", "3")
+    monkeypatch.setenv("ABO_DEVICE", "cpu")
+    return tmp_path
+
+
+def test_every_abo_command_and_the_snippet_run(home, monkeypatch):
+    shown = commands("abo")
+    # The README begins with searches of what `make demo` has made; here the runs come first.
+    shown.sort(key=lambda words: words[1] != "run")
+
+    codes = {}
+    for words in shown:
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as exited:
+            cli.main()
+        codes[shlex.join(words)] = exited.value.code or 0
+    (snippet,) = blocks("python")
+    names: dict = {}
+    exec(compile(snippet, "README.md", "exec"), names)  # noqa: S102 - the README's own words
+
+    assert codes == dict.fromkeys(codes, 0)
+    assert {words[1] for words in shown} == {"run", "search", "doctor", "db"}
+    assert (home / "boots.png").is_file()
+    assert (home / "red-shoe.png").is_file()
+    assert len(names["hits"]) == 5
+    assert all(hit.similarity >= 0.2 for hit in names["more"])
+
+
+def test_every_make_command_is_there():
+    targets = {word for command in commands("make") for word in command[1:]}
+    named = set(re.findall(r"`make (\w+)`", README))
+
+    assert targets == {"demo", "test", "dev"}
+    for target in sorted(targets | named):
+        subprocess.run(["make", "--dry-run", target], cwd=PROJECT_ROOT, check=True, capture_output=True)
+
+
+def test_every_setting_is_in_the_table_with_its_meaning():
+    rows = dict(re.findall(r"^\| `(ABO_\w+)` \| .*? \| (.*?) \|$", README, re.MULTILINE))
+
+    assert rows == {f"ABO_{name.upper()}": field.description for name, field in Settings.model_fields.items()}
+
+
+def test_every_file_that_is_linked_to_is_there():
+    links = re.findall(r"\]\(((?!https?:)[^)]+)\)", README)
+
+    assert links
+    assert [link for link in links if not (PROJECT_ROOT / link).exists()] == []
