@@ -9,8 +9,8 @@ The flow, in reading order; each module is one stage and says what stays out of 
    ``encoder``    pixels and texts → unit vectors
    ``embedding``  one partition: what is missing → vectors and failures
 4. ``store``      Postgres: tables, writes, vector indexes, nearest neighbours
-5. ``search``     a text, a picture or a stored image → hits
-6. ``report``     hits of three sizes → grids, a page, numbers
+5. ``search``     a text, a picture or a stored image → ``hits``
+6. ``report``     hits of three sizes → a page, numbers, and ``grids`` of ``pictures``
 
 ``defs`` shows these to Dagster, ``cli`` to the terminal; neither holds logic of its own. ``sample`` draws a small
 archive to try it all on. Importing the package imports none of them.

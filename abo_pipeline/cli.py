@@ -21,8 +21,8 @@ from abo_pipeline.errors import AboError, QueryError
 from abo_pipeline.settings import PROJECT_ROOT, Settings
 
 if TYPE_CHECKING:
+    from abo_pipeline.hits import Hits, Query
     from abo_pipeline.sample import Sample
-    from abo_pipeline.search import Hits, Query
 
 # Dagster, polars and the rest are imported by the commands that use them: `abo --help` and an error in a flag come at
 # once.
@@ -146,7 +146,7 @@ def search(
     **options: Any,
 ) -> None:
     """Find images by a TEXT, by a picture, or by a stored image."""
-    from abo_pipeline.search import ImageQuery, LikeQuery, TextQuery
+    from abo_pipeline.hits import ImageQuery, LikeQuery, TextQuery
 
     queries: list[Query] = [
         *([TextQuery(text)] if text is not None else []),

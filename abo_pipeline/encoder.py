@@ -8,6 +8,7 @@ becomes of a picture that cannot be embedded, is for ``embedding``.
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property, lru_cache
 from hashlib import blake2b
 from pathlib import Path
@@ -31,7 +32,7 @@ SMALL_MODEL = "small-clip"
 
 _PRECISION = "float32"
 _HUB_TIMEOUT = 10.0
-_NOT_WEIGHTS = frozenset({"README.md", ".gitattributes", "LICENSE"})
+_NOT_WEIGHTS = frozenset({"README.md", "LICENSE"})
 
 
 class Encoder(Protocol):
@@ -99,8 +100,11 @@ class ClipEncoder:
         return self._encode(list(images))
 
     def encode_texts(self, texts: Sequence[str]) -> Vectors:
-        """Texts → unit vectors."""
-        return self._encode(list(texts))
+        """Texts → unit vectors.
+
+        Each is said to be a text: a bare string that looks like the URL or the path of a picture would be opened.
+        """
+        return self._encode([{"text": text} for text in texts])
 
     def truncates(self, text: str) -> bool:
         """Whether the text has more tokens than the model reads."""
@@ -153,6 +157,7 @@ def _load(model: str, device: str) -> "SentenceTransformer":
 
     logging.disable_progress_bar()
     folder = _folder(model)
+    _check_device(device)
     try:
         loaded = _from_folder(str(folder), device) if folder else _from_hub(model, device)
     except ModelError:
@@ -166,6 +171,18 @@ def _load(model: str, device: str) -> "SentenceTransformer":
     if not {"text", "image"} <= set(modalities):
         raise ModelError(f"The model {model} embeds {' and '.join(modalities)}, not both image and text. {_REMEDY}")
     return loaded
+
+
+def _check_device(device: str) -> None:
+    """Tell a device that is not there from a model that cannot be loaded."""
+    import torch
+
+    try:
+        torch.empty(0, device=device or None)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            f"The device {device} cannot be used: {_first_line(error)} Unset ABO_DEVICE to use the best there is."
+        ) from error
 
 
 def _from_folder(folder: str, device: str) -> "SentenceTransformer":
@@ -201,11 +218,13 @@ def _folder(model: str) -> Path | None:
         from abo_pipeline.sample import SMALL_CLIP
 
         return SMALL_CLIP
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return path
+    with suppress(OSError, RuntimeError):
+        # Neither has a folder: a name too long for one, and the home of a user that is not there.
+        path = Path(model).expanduser()
+        if model and path.is_dir():
+            return path
     # A hub name is NAME or OWNER/NAME: anything else can only have been meant as a path.
-    if path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
+    if Path(model).is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
         raise ModelError(f"There is no model folder {model}. {_REMEDY}")
     return None
 
@@ -216,13 +235,17 @@ def _identity(model: str) -> str:
     if folder is None:
         return f"{_repository(model)}@{_cached_revision(model) or _hub_revision(model)}"
     digest = blake2b()
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in _NOT_WEIGHTS)
-    for path in files:
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and _is_of_the_model(path, folder)):
         digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def _is_of_the_model(path: Path, folder: Path) -> bool:
+    """Not its description, nor what git, a download or a file manager keeps beside it."""
+    return path.name not in _NOT_WEIGHTS and not any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def _repository(model: str) -> str:
@@ -233,9 +256,13 @@ def _repository(model: str) -> str:
 def _cached_revision(model: str) -> str | None:
     """The commit of the hub's model that is on this machine, so that a cached model asks the network nothing."""
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
     for name in ("modules.json", "config.json"):
-        found = try_to_load_from_cache(_repository(model), name)
+        try:
+            found = try_to_load_from_cache(_repository(model), name)
+        except HFValidationError:
+            raise ModelError(f"{model!r} is no model folder, and no name that the model hub has. {_REMEDY}") from None
         if isinstance(found, str):
             return Path(found).parts[Path(found).parts.index("snapshots") + 1]
     return None

@@ -6,11 +6,10 @@ for ``store.nearest``; grids over several sizes are for ``report``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -18,6 +17,8 @@ from PIL import Image
 from abo_pipeline.decoding import decode
 from abo_pipeline.encoder import Encoder, Vectors
 from abo_pipeline.errors import ImageError, QueryError
+from abo_pipeline.grids import row_figure
+from abo_pipeline.hits import Hit, Hits, ImageQuery, LikeQuery, Query, TextQuery
 from abo_pipeline.pictures import Pictures
 from abo_pipeline.settings import Settings
 from abo_pipeline.store import EmbeddingSpace, Store
@@ -25,112 +26,6 @@ from abo_pipeline.store.nearest import Neighbour, first_image, nearest, scope, s
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-LIKE = "like:"
-
-
-@dataclass(frozen=True)
-class TextQuery:
-    """A phrase such as "red leather office chair"."""
-
-    text: str
-
-    def __str__(self) -> str:
-        return self.text
-
-
-@dataclass(frozen=True)
-class ImageQuery:
-    """A picture in a file."""
-
-    path: Path
-
-    def __str__(self) -> str:
-        return f"picture {self.path.name}"
-
-
-@dataclass(frozen=True)
-class LikeQuery:
-    """A stored image: "more like this". Without an id, the first image of the catalogue."""
-
-    image_id: str = ""
-
-    def __str__(self) -> str:
-        return f"{LIKE}{self.image_id}"
-
-
-Query = TextQuery | ImageQuery | LikeQuery
-
-
-def parse_query(text: str) -> TextQuery | LikeQuery:
-    """A query as people write it: ``like:ID`` means a stored image, anything else is a text."""
-    text = text.strip()
-    return LikeQuery(text.removeprefix(LIKE).strip()) if text.startswith(LIKE) else TextQuery(text)
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One result.
-
-    Attributes:
-        rank: from 1.
-        similarity: cosine, −1…1.
-        path: of the file, below images/small/ in the archive.
-        item_id, title, product_type, color, brand: of a product that the image shows; None without listings.
-    """
-
-    rank: int
-    image_id: str
-    path: str
-    similarity: float
-    item_id: str | None = None
-    title: str | None = None
-    product_type: str | None = None
-    color: str | None = None
-    brand: str | None = None
-
-    @property
-    def caption(self) -> str:
-        """What to write under the picture: the product's title, or the file."""
-        return self.title or self.path
-
-
-@dataclass(frozen=True)
-class Hits(Sequence[Hit]):
-    """The results of one query, most similar first.
-
-    Attributes:
-        query: as asked.
-        size: number of images that were searched among; None for all.
-        warnings: what to know about the answer, such as a text that was cut.
-    """
-
-    query: Query
-    hits: tuple[Hit, ...]
-    size: int | None
-    warnings: tuple[str, ...] = ()
-
-    @overload
-    def __getitem__(self, index: int) -> Hit: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Hit, ...]: ...
-    def __getitem__(self, index: int | slice) -> Hit | tuple[Hit, ...]:
-        return self.hits[index]
-
-    def __len__(self) -> int:
-        return len(self.hits)
-
-    def __iter__(self) -> Iterator[Hit]:
-        return iter(self.hits)
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values, ready for ``json.dumps``."""
-        return {
-            "query": str(self.query),
-            "size": self.size,
-            "warnings": list(self.warnings),
-            "hits": [asdict(hit) for hit in self.hits],
-        }
 
 
 class ImageSearch:
@@ -195,8 +90,6 @@ class ImageSearch:
 
     def display(self, hits: Hits) -> Figure:
         """The hits as one row of pictures, each with its similarity and caption."""
-        from abo_pipeline.report import row_figure
-
         return row_figure(hits, self.pictures)
 
     @cached_property

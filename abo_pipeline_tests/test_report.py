@@ -10,9 +10,10 @@ from PIL import Image
 from sqlalchemy import text
 
 from abo_pipeline.errors import QueryError, SettingsError
+from abo_pipeline.grids import grid_figure, thumbnail
+from abo_pipeline.hits import Hit, Hits, TextQuery
 from abo_pipeline.pictures import Pictures
-from abo_pipeline.report import Comparison, Coverage, compare, coverage_of, grid_figure, thumbnail, write_report
-from abo_pipeline.search import Hit, Hits, ImageSearch, TextQuery
+from abo_pipeline.report import Comparison, Coverage, compare, coverage_of, write_report
 from abo_pipeline_tests.test_search import search
 
 __all__ = ["search"]
@@ -34,7 +35,7 @@ def hits(*paths: str, size: int = 10) -> Hits:
 
 
 def comparison(*rows: Hits) -> Comparison:
-    return Comparison("q", tuple((Coverage(10 * 2**n, 10 * 2**n, 10 * 2**n), row) for n, row in enumerate(rows)))
+    return Comparison("q", None, tuple((Coverage(10 * 2**n, 10 * 2**n, 10 * 2**n), row) for n, row in enumerate(rows)))
 
 
 @pytest.mark.parametrize(
@@ -58,12 +59,18 @@ def test_newcomers_are_the_hits_that_the_smaller_size_does_not_have():
 def test_a_grid_has_a_row_a_size_a_cell_a_rank_and_blanks_where_there_are_fewer():
     compared = comparison(hits("red", "gone"), hits("lime", "red", "blue"))
 
-    figure = grid_figure(compared, Squares(), k=3)
+    figure = grid_figure("q", compared.rows(), Squares(), k=3)
 
     cells = np.array(figure.axes).reshape(2, 4)
     assert [axes.texts[0].get_text() for axes in cells[:, 0]] == ["10 images", "20 images"]
-    shown = [[tuple(np.asarray(axes.images[0].get_array())[0, 0]) if axes.images else None for axes in row] for row in cells[:, 1:]]
-    assert shown == [[(255, 0, 0), None, None], [(0, 255, 0), (255, 0, 0), (0, 0, 255)]]
+
+    def colour(axes) -> tuple | None:
+        return tuple(np.asarray(axes.images[0].get_array())[0, 0]) if axes.images else None
+
+    assert [[colour(axes) for axes in row] for row in cells[:, 1:]] == [
+        [(255, 0, 0), None, None],
+        [(0, 255, 0), (255, 0, 0), (0, 0, 255)],
+    ]
     assert [[axes.get_xlabel() for axes in row] for row in cells[:, 1:]] == [
         ["0.900\nred", "0.800\ngone", ""],
         ["0.900\nlime", "0.800\nred", "0.700\nblue"],
@@ -76,7 +83,7 @@ def test_a_grid_has_a_row_a_size_a_cell_a_rank_and_blanks_where_there_are_fewer(
 def test_a_title_with_a_dollar_is_drawn_as_it_is(tmp_path):
     found = Hits(TextQuery("q"), (Hit(1, "a", "red", 0.5, title="$5 mug, only $x^{"),), 10)
 
-    grid_figure(comparison(found), Squares(), k=1).savefig(tmp_path / "grid.png")
+    grid_figure("q", comparison(found).rows(), Squares(), k=1).savefig(tmp_path / "grid.png")
 
     assert Image.open(tmp_path / "grid.png").width > 100
 
@@ -85,6 +92,7 @@ def test_like_without_an_id_is_the_same_image_at_every_size(search):
     compared = compare(search, "like:", (10, 30), 3)
 
     image_id = compared.query.removeprefix("like:")
+    assert compared.asked == f"aa/{image_id}.jpg"
     assert re.fullmatch(r"(red|blue)-\d+", image_id)
     assert all(image_id not in [hit.image_id for hit in found] for _, found in compared.by_size)
 
@@ -121,9 +129,8 @@ def test_a_larger_size_is_never_less_similar(search, tmp_path):
 
 def test_a_size_that_is_not_complete_says_how_much_of_it_there_is(search):
     with search.space.engine.begin() as connection:
-        connection.execute(
-            text("DELETE FROM embeddings_colours WHERE image_id IN (SELECT image_id FROM images ORDER BY sample_key LIMIT 4)")
-        )
+        first_four = "SELECT image_id FROM images ORDER BY sample_key LIMIT 4"
+        connection.execute(text(f"DELETE FROM embeddings_colours WHERE image_id IN ({first_four})"))
 
     assert str(coverage_of(search, 30)) == "26 of 30 embedded"
 

@@ -10,8 +10,9 @@ from abo_pipeline.defs.metadata import picture, table
 from abo_pipeline.defs.resources import StoreResource
 from abo_pipeline.encoder import Encoder
 from abo_pipeline.errors import QueryError
-from abo_pipeline.report import thumbnail
-from abo_pipeline.search import Hits, ImageQuery, ImageSearch, LikeQuery, Query, TextQuery
+from abo_pipeline.grids import thumbnail
+from abo_pipeline.hits import Hits, ImageQuery, LikeQuery, Query, TextQuery
+from abo_pipeline.search import ImageSearch
 from abo_pipeline.settings import Settings
 
 

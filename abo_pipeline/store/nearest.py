@@ -126,6 +126,12 @@ def first_image(space: EmbeddingSpace) -> str | None:
         return connection.scalar(query)
 
 
+def image_path(space: EmbeddingSpace, image_id: str) -> str | None:
+    """The path of an image of the catalogue; None if there is no such image."""
+    with transaction(space.engine) as connection:
+        return connection.scalar(select(Image.path).where(Image.image_id == image_id))
+
+
 def _candidates(k: int) -> int:
     return min(max(CANDIDATES_PER_HIT * k, 30), MAX_EF_SEARCH)
 

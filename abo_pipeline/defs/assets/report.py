@@ -5,7 +5,8 @@ import dagster as dg
 from abo_pipeline.defs.metadata import picture, table
 from abo_pipeline.defs.resources import StoreResource
 from abo_pipeline.encoder import Encoder
-from abo_pipeline.report import thumbnail, write_report
+from abo_pipeline.grids import thumbnail
+from abo_pipeline.report import write_report
 from abo_pipeline.search import ImageSearch
 from abo_pipeline.settings import Settings
 

@@ -1,0 +1,147 @@
+"""Pictures of hits, drawn with matplotlib: one row of them, or a row a size.
+
+What to compare and where to write it is for ``report``.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from abo_pipeline.hits import LIKE, Hit, Hits
+from abo_pipeline.pictures import Pictures
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_NEW = "#2a9d55"
+_INK, _FAINT, _WARN = "#222222", "#8a8a8a", "#b4541a"
+_CELL_INCHES, _CELL_PIXELS = 1.75, 256
+_THUMBNAIL_PIXELS = 640
+
+
+@dataclass(frozen=True)
+class GridRow:
+    """A row of a grid.
+
+    Attributes:
+        label: what the row is, such as ``1,000 images``.
+        note: what to know about it.
+        complete: whether the note is no warning.
+        hits: from left to right.
+        fresh: image_ids that get a frame.
+    """
+
+    label: str
+    note: str
+    complete: bool
+    hits: Hits
+    fresh: frozenset[str]
+
+
+def grid_figure(title: str, rows: Sequence[GridRow], pictures: Pictures, k: int, asked: str | None = None) -> Figure:
+    """A row of k pictures for each of several answers to the same query.
+
+    Args:
+        title: the query.
+        rows: from top to bottom.
+        pictures: where the photographs are.
+        k: pictures a row; cells for which there is no hit stay blank.
+        asked: the path of the picture that was searched by, which is shown beside the first row.
+    """
+    from matplotlib.figure import Figure
+
+    size = (_CELL_INCHES * (k + 0.8), (_CELL_INCHES + 0.62) * len(rows) + 0.6)
+    figure = Figure(figsize=size, layout="constrained")
+    figure.suptitle(_title(title), x=0.005, ha="left", fontsize=13, fontweight="bold", color=_INK)
+    cells = figure.subplots(len(rows), k + 1, squeeze=False, width_ratios=[0.8, *[1] * k])
+    for (label, *line), row in zip(cells, rows, strict=True):
+        _label(label, row)
+        for column, cell in enumerate(line):
+            hit = row.hits[column] if column < len(row.hits) else None
+            _cell(cell, hit, pictures, new=hit is not None and hit.image_id in row.fresh)
+    if asked is not None and (picture := pictures.get(asked)):
+        _show(cells[0][0].inset_axes((0, 0, 0.5, 0.32)), picture)
+    return figure
+
+
+def row_figure(hits: Hits, pictures: Pictures) -> Figure:
+    """The hits as one row of pictures."""
+    from matplotlib.figure import Figure
+
+    count = max(len(hits), 1)
+    figure = Figure(figsize=(_CELL_INCHES * count, _CELL_INCHES + 1.0), layout="constrained")
+    figure.suptitle(_title(str(hits.query)), x=0.01, ha="left", fontsize=12, fontweight="bold", color=_INK)
+    cells = figure.subplots(1, count, squeeze=False)[0]
+    for column, cell in enumerate(cells):
+        _cell(cell, hits[column] if column < len(hits) else None, pictures, new=False)
+    return figure
+
+
+def thumbnail(figure_or_png: Figure | Path) -> str:
+    """A small PNG as a ``data:`` URL, for a place that keeps what it shows, such as Dagster's event log."""
+    source: Path | io.BytesIO
+    if isinstance(figure_or_png, Path):
+        source = figure_or_png
+    else:
+        source = io.BytesIO()
+        figure_or_png.savefig(source, format="png", dpi=80)
+    image = Image.open(source).convert("RGB")
+    image.thumbnail((_THUMBNAIL_PIXELS, 4 * _THUMBNAIL_PIXELS))
+    small = io.BytesIO()
+    image.quantize(128).save(small, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(small.getvalue()).decode()}"
+
+
+def _label(axes: Axes, row: GridRow) -> None:
+    axes.set_axis_off()
+    axes.text(0, 0.62, row.label, fontsize=11, fontweight="bold", color=_INK, va="center")
+    note = "\n".join(textwrap.wrap(row.note, 16))
+    axes.text(0, 0.53, note, fontsize=8, color=_FAINT if row.complete else _WARN, va="top")
+
+
+def _cell(axes: Axes, hit: Hit | None, pictures: Pictures, *, new: bool) -> None:
+    """One picture with its similarity and caption; blank where there is no hit."""
+    picture = pictures.get(hit.path) if hit else None
+    _show(axes, picture, frame=_NEW if new else None)
+    if hit is None:
+        return
+    if picture is None:
+        axes.text(0.5, 0.5, "no picture", ha="center", va="center", color=_FAINT, fontsize=8)
+    caption = "\n".join(textwrap.wrap(_drawable(hit.caption), 26, max_lines=2, placeholder=" …"))
+    axes.set_xlabel(f"{hit.similarity:.3f}\n{caption}", fontsize=7, color=_INK, labelpad=3)
+
+
+def _show(axes: Axes, picture: Image.Image | None, frame: str | None = None) -> None:
+    """A picture in the middle of a square cell, so that all cells are alike."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(frame is not None)
+        spine.set_color(frame or "none")
+        spine.set_linewidth(2.5)
+    if picture is None:
+        axes.set_box_aspect(1)
+        return
+    scale = _CELL_PIXELS / max(picture.size)
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    axes.imshow(picture.resize((width, height)), aspect="equal")
+    axes.set_xlim((width - _CELL_PIXELS) / 2 - 0.5, (width + _CELL_PIXELS) / 2 - 0.5)
+    axes.set_ylim((height + _CELL_PIXELS) / 2 - 0.5, (height - _CELL_PIXELS) / 2 - 0.5)
+
+
+def _drawable(text: str) -> str:
+    """Text as matplotlib draws it literally: a dollar sign would begin a formula."""
+    return text.replace("$", r"\$")
+
+
+def _title(query: str) -> str:
+    return _drawable(f"more like {query.removeprefix(LIKE)}" if query.startswith(LIKE) else f"“{query}”")

@@ -1,0 +1,167 @@
+"""A whole run in this process: what it tells, what it skips, and how it ends when something is wrong."""
+
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from abo_pipeline.embedding import Tally
+from abo_pipeline.errors import CatalogError, CheckError
+from abo_pipeline.runner import dagster_instance, run_pipeline
+from abo_pipeline.settings import Settings
+from abo_pipeline_tests.archives import jpeg, write_images
+from abo_pipeline_tests.fakes import ColourEncoder
+
+SQUARES = {f"aa/{n:02}.jpg": jpeg((n * 8, 100, 0)) for n in range(30)} | {"bb/bad.jpg": b"bad"}
+
+
+class Recorder:
+    """Writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.assets: dict[str, dict[str, Any]] = {}
+        self.to_embed = -1
+        self.batches: list[tuple[str, int]] = []
+
+    def download(self, name: str, done: int, total: int | None) -> None: ...
+
+    def indexing(self, name: str, done: int, total: int | None) -> None: ...
+
+    def embedding(self, partition_key: str, tally: Tally) -> None:
+        self.batches.append((partition_key, tally.done))
+
+    def pending(self, images: int) -> None:
+        self.to_embed = images
+
+    def finished(self, asset: str, metadata: dict[str, Any]) -> None:
+        self.assets[asset] = metadata
+
+
+@pytest.fixture
+def settings(tmp_path, database_url) -> Settings:
+    return Settings.read(
+        archive=str(write_images(tmp_path / "squares.tar", SQUARES)),
+        database_url=database_url,
+        space="colours",
+        sizes="10,20",
+        partitions=4,
+        queries=("red",),
+    )
+
+
+def run(settings: Settings, **options: Any) -> Recorder:
+    recorder = Recorder()
+    run_pipeline(settings, recorder, encoder=ColourEncoder(), **options)
+    return recorder
+
+
+def test_every_asset_is_reported_in_order_and_the_sums_are_right(settings):
+    told = run(settings)
+
+    assert list(told.assets) == [
+        "raw_archive",
+        "listings",
+        "image_paths",
+        "image_embeddings",
+        "embedding_index",
+        "search_report",
+    ]
+    assert told.to_embed == 31
+    assert told.assets["image_embeddings"] == {
+        "embedded": 30,
+        "skipped": 0,
+        "failed": 1,
+        "failed_before": 0,
+        "removed": 0,
+        "partitions_run": 4,
+        "kept": 31,
+        "total_embedded": 30,
+        "total_failed": 1,
+    }
+    assert {key for key, _ in told.batches} == {"00of4", "01of4", "02of4", "03of4"}
+
+
+def test_a_second_run_runs_no_partition(settings):
+    run(settings)
+
+    told = run(settings)
+
+    assert (told.to_embed, told.batches) == (0, [])
+    assert told.assets["image_embeddings"] == {
+        "embedded": 0,
+        "skipped": 30,
+        "failed": 0,
+        "failed_before": 1,
+        "removed": 0,
+        "partitions_run": 0,
+        "kept": 31,
+        "total_embedded": 30,
+        "total_failed": 1,
+    }
+
+
+def test_only_partitions_with_something_to_do_are_run(settings, tmp_path):
+    run(settings)
+    write_images(tmp_path / "squares.tar", {**SQUARES, "cc/new.jpg": jpeg("lime")})
+
+    told = run(settings)
+
+    totals = told.assets["image_embeddings"]
+    assert (told.to_embed, totals["partitions_run"], totals["embedded"], totals["skipped"]) == (1, 1, 1, 30)
+
+
+def test_a_retry_runs_the_partitions_that_have_failures(settings):
+    run(settings)
+
+    told = run(settings, retry_failures=True)
+
+    totals = told.assets["image_embeddings"]
+    assert (told.to_embed, totals["partitions_run"], totals["failed"], totals["failed_before"]) == (1, 1, 1, 0)
+
+
+def test_partitions_cut_anew_are_materialized_and_find_nothing_to_do(settings):
+    run(settings)
+
+    told = run(settings.model_copy(update={"partitions": 3}))
+
+    totals = told.assets["image_embeddings"]
+    assert (told.to_embed, totals["partitions_run"], totals["embedded"], totals["skipped"]) == (0, 3, 0, 30)
+
+
+def test_dagster_knows_of_everything_that_was_run(settings):
+    run(settings)
+
+    with dagster_instance(settings) as instance:
+        assert instance.get_materialized_partitions(dg.AssetKey("image_embeddings")) == {
+            "00of4",
+            "01of4",
+            "02of4",
+            "03of4",
+        }
+        assert instance.get_latest_materialization_event(dg.AssetKey("search_report")) is not None
+
+
+def test_settings_are_remembered_once_archive_and_catalogue_have_proved_good(settings):
+    run(settings)
+
+    assert Settings.last().sizes == (10, 20)
+
+
+def test_an_assets_error_is_raised_as_it_is_and_nothing_is_remembered(settings):
+    with pytest.raises(CatalogError, match="None of the 31 images in squares[.]tar is kept"):
+        run(settings.model_copy(update={"min_side": 5000}))
+
+    assert Settings.last().sizes == (1_000, 10_000, 100_000)
+
+
+def test_a_check_that_does_not_pass_is_an_error_in_its_own_words(settings, monkeypatch):
+    from abo_pipeline import catalog
+    from abo_pipeline.defs import checks
+
+    wrong = catalog.Audit(rows=31, too_small=1, kept=31, smallest_side=10, problems=("all 31 images were kept",))
+    monkeypatch.setattr(checks, "audit", lambda *_, **__: wrong)
+
+    with pytest.raises(CheckError) as caught:
+        run(settings)
+
+    assert str(caught.value) == "image_paths did not pass its check filter_is_sound: all 31 images were kept."
