@@ -10,7 +10,7 @@ demo: $(VENV)/.installed ## the whole pipeline on a drawn sample archive
 	$(BIN)/abo demo
 
 test: $(VENV)/.installed ## every test
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.installed ## ruff and mypy
 	$(BIN)/ruff check

@@ -69,6 +69,7 @@ def run_pipeline(
 
     Raises:
         AboError: what stopped an asset, or a blocking check that did not pass.
+        KeyboardInterrupt: Ctrl-C; what was committed stays.
     """
     definitions = build_definitions(settings, progress=progress, **resource_overrides)
     with dagster_instance(settings) as instance:
@@ -141,6 +142,9 @@ def _materialize(
             asset_selection=[dg.AssetKey(asset)],
             run_id=run_id,
         )
+    except dg.DagsterExecutionInterruptedError:
+        # Dagster's own exception for Ctrl-C, which nothing outside of it would take for one.
+        raise KeyboardInterrupt from None
     except dg.DagsterError as error:
         if wrong := _checks_not_passed(instance, run_id):
             raise CheckError(wrong) from error

@@ -73,7 +73,9 @@ class Bars:
 
     def remove(self, what: str) -> None:
         """Take a bar away."""
-        if task := self._tasks.pop(what, None):
+        task = self._tasks.pop(what, None)
+        # The first bar's number is 0.
+        if task is not None:
             self._progress.remove_task(task)
 
 

@@ -1,5 +1,6 @@
 """A whole run in this process: what it tells, what it skips, and how it ends when something is wrong."""
 
+import signal
 from typing import Any
 
 import dagster as dg
@@ -148,7 +149,7 @@ def test_settings_are_remembered_once_archive_and_catalogue_have_proved_good(set
 
 
 def test_an_assets_error_is_raised_as_it_is_and_nothing_is_remembered(settings):
-    with pytest.raises(CatalogError, match="None of the 31 images in squares[.]tar is kept"):
+    with pytest.raises(CatalogError, match="None of the 31 images in squares"):
         run(settings.model_copy(update={"min_side": 5000}))
 
     assert Settings.last().sizes == (1_000, 10_000, 100_000)
@@ -165,3 +166,19 @@ def test_a_check_that_does_not_pass_is_an_error_in_its_own_words(settings, monke
         run(settings)
 
     assert str(caught.value) == "image_paths did not pass its check filter_is_sound: all 31 images were kept."
+
+
+def test_ctrl_c_ends_the_run_and_the_next_one_goes_on(settings):
+    class Interrupted(ColourEncoder):
+        def encode_images(self, images):
+            if len(self.batches) == 2:
+                signal.raise_signal(signal.SIGINT)
+            return super().encode_images(images)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_pipeline(settings, Recorder(), encoder=Interrupted())
+
+    totals = run(settings).assets["image_embeddings"]
+    assert totals["embedded"] > 0
+    assert totals["skipped"] > 0
+    assert totals["total_embedded"] == 30

@@ -8,11 +8,9 @@ import dagster as dg
 import polars as pl
 
 
-def column_schema(schema: pl.Schema, meanings: Mapping[str, str]) -> dg.TableSchema:
-    """A frame's columns, each with its type and meaning."""
-    return dg.TableSchema(
-        [dg.TableColumn(name, str(dtype), description=meanings[name]) for name, dtype in schema.items()]
-    )
+def column_schema(types: Mapping[str, object], meanings: Mapping[str, str | None]) -> dg.TableSchema:
+    """The columns of a frame or a table, each with its type and meaning."""
+    return dg.TableSchema([dg.TableColumn(name, str(kind), description=meanings[name]) for name, kind in types.items()])
 
 
 def preview(frame: pl.DataFrame, rows: int = 10) -> dg.TableMetadataValue | dg.MarkdownMetadataValue:

@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from abo_pipeline.defs.metadata import table
+from abo_pipeline.defs.metadata import column_schema, table
 from abo_pipeline.defs.partitions import image_partitions
 from abo_pipeline.defs.resources import Progress, StoreResource
 from abo_pipeline.embedding import Limits, Tally, embed_partition
@@ -84,7 +84,11 @@ def image_embeddings_asset(settings: Settings) -> dg.AssetsDefinition:
 def _described(key: str, tally: Tally, space: EmbeddingSpace, encoder: Encoder) -> dict[str, Any]:
     reasons = ("stage", "error", "images", "example")
     failures = space.failures_by_reason(*partition_range(key))
+    columns = space.table.columns
     return {
+        "dagster/column_schema": column_schema(
+            {column.name: column.type for column in columns}, {column.name: column.comment for column in columns}
+        ),
         "dagster/partition_row_count": tally.unchanged + tally.embedded,
         "kept": tally.kept,
         "embedded": tally.embedded,
