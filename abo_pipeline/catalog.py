@@ -6,6 +6,7 @@ here.
 """
 
 import gzip
+import zlib
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -108,7 +109,7 @@ def _read_csv(archive: Archive) -> pl.DataFrame:
         text = gzip.decompress(archive.read(CSV_MEMBER))
     except ArchiveError as error:
         raise ArchiveError(f"{error} An ABO image archive holds {CSV_MEMBER}.") from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise CatalogError(f"{CSV_MEMBER} in {archive.path.name} is no readable gzip file: {error}.") from None
     try:
         rows = pl.read_csv(text, infer_schema=False, encoding="utf8-lossy", quote_char=None, truncate_ragged_lines=True)
@@ -147,7 +148,8 @@ def _reason(min_side: int) -> pl.Expr:
     malformed = (
         pl.any_horizontal(pl.col(CSV_COLUMNS).is_null())
         | (pl.min_horizontal("width", "height") < 1)
-        | pl.col("image_id").str.contains(r"[\s\x00-\x1f]")
+        # U+FFFD stands for bytes that are no UTF-8: two such ids could look the same.
+        | pl.col("image_id").str.contains(r"[\s\x00-\x1f\x{FFFD}]")
     )
     # Counted among well-formed rows only, so that a broken row never costs the good one with its id.
     repeated = pl.int_range(pl.len()).over("image_id", malformed) > 0

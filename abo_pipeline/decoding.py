@@ -5,6 +5,7 @@ to a model's input (resize, crop, normalise) is the model's own affair and stays
 """
 
 import io
+import struct
 import warnings
 
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -15,6 +16,9 @@ DECODING = "rgb-1"
 """Version of what this module makes of a file. It is part of an embedding space's fingerprint: change it with the
 pixels."""
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""What Pillow may open. It knows more, and hands some of that to other programs: PostScript to Ghostscript."""
+
 MAX_ASPECT = 16
 """A picture longer than this many times its width is cut to its middle: CLIP looks at the central square only, and
 scaling the short side of a 1×256 strip up to 224 pixels would make the long one 57,344."""
@@ -23,8 +27,8 @@ scaling the short side of a 1×256 strip up to 224 pixels would make the long on
 def decode(data: bytes, *, max_pixels: int) -> Image.Image:
     """The first frame of a JPEG, PNG, WebP, GIF, BMP or TIFF file, as RGB.
 
-    Orientation from EXIF is applied; transparency is laid on white, as shops show it; 16-bit greyscale is scaled to 8
-    bits.
+    Orientation from EXIF is applied; transparency is laid on white, as shops show it; greyscale of more than 8 bits is
+    scaled to them.
 
     Args:
         data: a whole file.
@@ -40,11 +44,11 @@ def decode(data: bytes, *, max_pixels: int) -> Image.Image:
         with warnings.catch_warnings():
             # Pillow warns of the same thing at a limit of its own; ours is checked below, and is an error.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
             if image.width * image.height > max_pixels:
                 raise ImageError(f"{image.width}×{image.height} pixels are more than the limit of {max_pixels:,}")
             image.load()
-            return _rgb(ImageOps.exif_transpose(_middle(image)))
+            return _rgb(_upright(_middle(image)))
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -69,18 +73,31 @@ def _middle(image: Image.Image) -> Image.Image:
     return cut
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as EXIF says. EXIF that cannot be read turns nothing: every browser shows such a picture."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except (SyntaxError, ValueError, OSError, struct.error):
         return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         return _eight_bits(image).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit samples scaled to 0–255; Pillow's own conversion would clip them, and make nearly everything white."""
-    return image.convert("F").point(lambda value: value * (255 / 65535)).convert("L")
+    """Larger samples scaled to 0–255; Pillow's own conversion would clip them, and make nearly everything white.
+
+    Whole numbers go up to 65,535; floats up to 1, or else to 255 or 65,535, whichever holds the brightest.
+    """
+    samples = image.convert("F")
+    brightest = float(samples.getextrema()[1])  # type: ignore[arg-type]  # a pair of pairs is for several bands
+    whites = (65535,) if image.mode.startswith("I") else (1, 255, 65535)
+    scale = 255 / next((white for white in whites if brightest <= white), brightest)
+    return samples.point(lambda value: value * scale + 0.5).convert("L")

@@ -7,6 +7,7 @@ becomes of a picture that cannot be embedded, is for ``embedding``.
 """
 
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property, lru_cache
@@ -109,7 +110,8 @@ class ClipEncoder:
     def truncates(self, text: str) -> bool:
         """Whether the text has more tokens than the model reads."""
         limit = self._loaded.max_seq_length
-        if limit is None:
+        # A tokenizer that names no limit says so with a number of 31 digits.
+        if limit is None or limit > sys.maxsize:
             return False
         # One token more than the model reads tells; asked for without a limit, the tokenizer warns on its own.
         tokens = self._loaded.tokenizer(text, truncation=True, max_length=limit + 1)["input_ids"]
@@ -140,9 +142,12 @@ def where_is(model: str) -> str:
     Raises:
         ModelError: from nowhere: there is no such folder, or it is not on this machine and the hub cannot be reached.
     """
-    folder = _folder(model)
-    if folder:
-        return f"{model}, bundled" if folder != Path(model).expanduser() else f"{folder}"
+    if model == SMALL_MODEL:
+        return f"{model}, bundled"
+    if folder := _folder(model):
+        if not any((folder / name).is_file() for name in ("modules.json", "config.json")):
+            raise ModelError(f"The folder {folder} holds no model: no modules.json and no config.json. {_REMEDY}")
+        return str(folder)
     if revision := _cached_revision(model):
         return f"{model}, revision {revision[:8]}, on this machine"
     return f"{model}, revision {_hub_revision(model)[:8]}, to be downloaded from the model hub"
@@ -164,12 +169,16 @@ def _load(model: str, device: str) -> "SentenceTransformer":
         raise
     except Exception as error:
         # Loading runs the code of three libraries over files of unknown origin; they raise whatever they meet.
-        raise ModelError(
-            f"{folder or model} is not a model that SentenceTransformer can load: {_first_line(error)} {_REMEDY}"
-        ) from error
+        what = f"{folder} is not a model that SentenceTransformer can load"
+        again = ""
+        if folder is None:
+            what, again = f"The model {model} cannot be downloaded and loaded", "Run again if the connection broke. "
+        raise ModelError(f"{what}: {_first_line(error)} {again}{_REMEDY}") from error
     modalities = [str(modality) for modality in loaded.modalities]
     if not {"text", "image"} <= set(modalities):
         raise ModelError(f"The model {model} embeds {' and '.join(modalities)}, not both image and text. {_REMEDY}")
+    if not _knows_words(loaded):
+        raise ModelError(f"The model {folder or model} lacks its tokenizer's files. {_REMEDY}")
     return loaded
 
 
@@ -196,13 +205,19 @@ def _from_hub(model: str, device: str) -> "SentenceTransformer":
     from sentence_transformers import SentenceTransformer
 
     if _cached_revision(model):
-        try:
-            return SentenceTransformer(model, device=device or None, local_files_only=True)
-        except (OSError, ValueError):
-            # An earlier download was cut off: go on and complete it.
-            pass
+        # An earlier download may have been cut off: then go on and complete it.
+        with suppress(OSError, ValueError):
+            loaded = SentenceTransformer(model, device=device or None, local_files_only=True)
+            if _knows_words(loaded):
+                return loaded
     _hub_revision(model)
     return SentenceTransformer(model, device=device or None)
+
+
+def _knows_words(model: "SentenceTransformer") -> bool:
+    """Whether the tokenizer tells words apart. Where its files are missing, transformers makes one up that does not."""
+    tokenizer = model.tokenizer
+    return not hasattr(tokenizer, "tokenize") or tokenizer.tokenize("chair") != tokenizer.tokenize("table")
 
 
 _REMEDY = (

@@ -7,6 +7,7 @@ Which image shows which product is kept as ABO says it; choosing one product for
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -91,7 +92,7 @@ def read_listings(archive: Archive) -> Listings:
 def _lines(archive: Archive, member: str) -> Iterator[bytes]:
     try:
         text = gzip.decompress(archive.read(member))
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ListingsError(f"{member} in {archive.path.name} is no readable gzip file: {error}.") from None
     return (line for line in text.splitlines() if line.strip())
 
@@ -100,10 +101,10 @@ def _product(line: bytes) -> tuple[Any, ...] | None:
     """One listing as a row of ``SCHEMA``; None if the line is not one."""
     try:
         listing = json.loads(line)
-        item_id = listing["item_id"]
-    except (ValueError, TypeError, KeyError):
+        item_id = _text(listing["item_id"])
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    if not isinstance(item_id, str) or not item_id:
+    if item_id is None:
         return None
     images = [listing.get("main_image_id"), *_list(listing.get("other_image_id"))]
     return (
@@ -115,7 +116,7 @@ def _product(line: bytes) -> tuple[Any, ...] | None:
         _preferred(listing.get("brand")),
         _text(listing.get("country")),
         _distinct(_values(listing.get("item_keywords"))),
-        _distinct(image for image in images if isinstance(image, str) and image),
+        _distinct(image for image in map(_text, images) if image),
     )
 
 
@@ -138,8 +139,10 @@ def _list(value: object) -> list[Any]:
 
 
 def _text(value: object) -> str | None:
-    """Text without NUL, which Postgres cannot hold."""
-    return value.replace("\x00", "").strip() or None if isinstance(value, str) else None
+    """Text without NUL and halves of surrogate pairs: JSON may spell them, Postgres cannot hold them."""
+    if not isinstance(value, str):
+        return None
+    return value.encode(errors="ignore").decode().replace("\x00", "").strip() or None
 
 
 def _distinct(values: Iterable[str]) -> list[str]:

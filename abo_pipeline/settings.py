@@ -2,11 +2,12 @@
 
 A setting comes from, in this order: an argument (a flag of ``abo run``), a variable ``ABO_…``, and for the commands
 that follow a run (``abo search``, ``abo dev``, Dagster's definitions) what the last ``abo run`` was given, kept in the
-state folder. Secrets come from variables alone and are never written down. Nothing here opens a file, a model or a
-database beyond that one small file.
+state folder. The database's URL comes from its variable alone and is never written down. Nothing here opens a file, a
+model or a database beyond that one small file.
 """
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from abo_pipeline.errors import SettingsError
 OFFICIAL_ARCHIVE = "https://amazon-berkeley-objects.s3.amazonaws.com/archives/abo-images-small.tar"
 OFFICIAL_LISTINGS = "https://amazon-berkeley-objects.s3.amazonaws.com/archives/abo-listings.tar"
 NO_LISTINGS = "none"
+_LARGEST_SIZE = 10**9
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
@@ -61,10 +63,21 @@ def _split(separator: str) -> BeforeValidator:
     return BeforeValidator(split)
 
 
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError("there is no user of that name, or no home folder") from None
+
+
 def _ascending(sizes: tuple[int, ...]) -> tuple[int, ...]:
-    if not sizes or min(sizes) < 1:
-        raise ValueError("sizes are whole numbers of at least 1")
+    if not sizes or min(sizes) < 1 or max(sizes) > _LARGEST_SIZE:
+        raise ValueError(f"sizes are whole numbers from 1 to {_LARGEST_SIZE:,}")
     return tuple(sorted(set(sizes)))
+
+
+def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(values))
 
 
 class Settings(BaseSettings):
@@ -73,7 +86,8 @@ class Settings(BaseSettings):
     ``Settings.read()`` looks at arguments and variables, ``Settings.last()`` also at what the last run was given.
     """
 
-    model_config = SettingsConfigDict(env_prefix="ABO_", frozen=True, extra="ignore")
+    # Compose and CI pass on a variable that is not set as an empty one.
+    model_config = SettingsConfigDict(env_prefix="ABO_", env_ignore_empty=True, frozen=True, extra="ignore")
 
     state_dir: Path = Field(default_factory=_default_state_dir, description="Where everything made here is kept.")
     archive: str = Field(OFFICIAL_ARCHIVE, description="The images: a URL (http, https, file) or a path of a tar.")
@@ -101,7 +115,7 @@ class Settings(BaseSettings):
         None, description="A Postgres server. Unset: an embedded one in the state folder."
     )
     index_memory_mb: int = Field(1024, ge=1, description="At most so much memory for building one vector index.")
-    queries: Annotated[tuple[str, ...], NoDecode, _split(";")] = Field(
+    queries: Annotated[tuple[str, ...], NoDecode, _split(";"), AfterValidator(_distinct)] = Field(
         PRODUCT_QUERIES,
         min_length=1,
         description="The report's queries, separated by ';'. 'like:ID' means a stored image, 'like:' the first one.",
@@ -111,14 +125,20 @@ class Settings(BaseSettings):
     @field_validator("state_dir")
     @classmethod
     def _absolute(cls, state_dir: Path) -> Path:
-        return state_dir.expanduser().absolute()
+        return _expanded(state_dir).absolute()
 
     @field_validator("archive", "listings", "model")
     @classmethod
     def _from_anywhere(cls, source: str) -> str:
         """A path as an absolute one: the commands that follow a run may be given in another folder."""
-        path = Path(source).expanduser()
-        return str(path.absolute()) if source and "://" not in source and path.exists() else source
+        if source in ("", NO_LISTINGS) or "://" in source:
+            return source
+        path = _expanded(Path(source))
+        try:
+            return str(path.resolve()) if path.exists() else source
+        except OSError:
+            # Too long for a path, or below a folder that is closed to us: whoever opens it says so.
+            return source
 
     @field_validator("space")
     @classmethod
@@ -163,14 +183,19 @@ class Settings(BaseSettings):
             return settings
         try:
             remembered = json.loads(settings._memory.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            if not isinstance(remembered, dict):
+                raise ValueError("it holds no settings")
+            return cls.read(**arguments, remembered=remembered)
+        except (OSError, ValueError, SettingsError) as error:
             raise SettingsError(
-                f"{settings._memory} cannot be read ({error}). Delete it, and run `abo run` again."
+                f"{settings._memory} cannot be read ({str(error).removesuffix('.')}). "
+                "Delete it, and run `abo run` again."
             ) from None
-        return cls.read(**arguments, remembered=remembered)
 
     def remember(self) -> None:
-        """Keep these settings for the commands that follow. Secrets and the state folder's own place are left out.
+        """Keep these settings for the commands that follow, readable for their user alone.
+
+        An archive's URL may hold a secret. The database's URL and the state folder's own place are left out.
 
         Raises:
             SettingsError: the state folder cannot be written.
@@ -178,7 +203,8 @@ class Settings(BaseSettings):
         text = self.model_dump_json(exclude={"database_url", "state_dir"}, indent=2)
         self.folder()
         try:
-            partial = self._memory.with_suffix(".part")
+            partial = self._memory.with_suffix(f".{os.getpid()}.part")
+            partial.touch(mode=0o600)
             partial.write_text(text + "\n", encoding="utf-8")
             partial.replace(self._memory)
         except OSError as error:
@@ -228,5 +254,5 @@ def _explain(error: ValidationError) -> str:
 
 def _explain_one(location: Sequence[int | str], details: Any) -> str:
     variable = f"ABO_{str(location[0]).upper()}"
-    shown = "" if "database" in str(location[0]) else f" has value {details['input']!r}:"
+    shown = ":" if "database" in str(location[0]) else f" has value {details['input']!r}:"
     return f"{variable}{shown} {details['msg'].removeprefix('Value error, ')}."

@@ -16,6 +16,9 @@ from abo_pipeline.store import Store
 from abo_pipeline.store.database import open_engine
 from abo_pipeline.store.embedded import EmbeddedServer
 
+# Read once, when huggingface_hub is imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 TEMPLATE = "abo_template"
 
 
