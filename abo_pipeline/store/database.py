@@ -11,12 +11,12 @@ from typing import Any
 import psycopg
 from pgvector.psycopg import register_vector
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from abo_pipeline.errors import StoreError
 from abo_pipeline.settings import Settings
 from abo_pipeline.store.embedded import EmbeddedServer
-from abo_pipeline.store.schema import upgrade
+from abo_pipeline.store.schema import lock_schema, upgrade
 
 OLDEST_PGVECTOR = (0, 8)
 """The first release whose filtered index scans go on until they have found k rows."""
@@ -41,11 +41,12 @@ def database_url(settings: Settings) -> URL:
         return make_url(embedded_server(settings).ensure_running())
     try:
         url = make_url(settings.database_url.get_secret_value())
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # the latter for a port that is no number
         raise StoreError(
             "ABO_DATABASE_URL is no database URL. It looks like postgresql://USER:PASSWORD@HOST:5432/DATABASE."
         ) from None
-    if url.get_backend_name() != "postgresql":
+    # libpq takes both names; SQLAlchemy gave up the short one, which hosting services still hand out.
+    if url.get_backend_name() not in ("postgresql", "postgres"):
         raise StoreError(f"ABO_DATABASE_URL names a {url.get_backend_name()} database; only postgresql:// will do.")
     # SQLAlchemy's default driver for postgresql:// differs between its versions; COPY here is psycopg 3's.
     return url.set(drivername="postgresql+psycopg")
@@ -63,6 +64,8 @@ def open_engine(url: URL) -> Engine:
         connect_args={"connect_timeout": _CONNECT_TIMEOUT, "application_name": "abo_pipeline"},
     )
     with transaction(engine) as connection:
+        # Before the extension too: of two that create it at once, "IF NOT EXISTS" lets one fail.
+        lock_schema(connection)
         _ensure_pgvector(connection)
         upgrade(connection)
     event.listen(engine, "connect", _register_vector)
@@ -87,16 +90,26 @@ def translated(engine: Engine) -> Iterator[None]:
     """Turn the errors of a server that is gone, full or locked down into ``StoreError``; none holds a password."""
     try:
         yield
-    except OperationalError as error:
-        where = engine.url.render_as_string(hide_password=True)
-        raise StoreError(
-            f"Postgres does not answer at {where}: {_first_line(error)} "
-            "Check that it runs (`abo doctor`) and that ABO_DATABASE_URL is right; unset it to use the embedded server."
-        ) from error
+    except (DBAPIError, psycopg.Error) as error:
+        # COPY is psycopg's own business, and its errors do not come wrapped by SQLAlchemy.
+        reason: BaseException = (error.orig or error) if isinstance(error, DBAPIError) else error
+        where = _shown(engine.url)
+        if isinstance(reason, psycopg.errors.InsufficientPrivilege):
+            raise StoreError(
+                f"The database at {where} does not let this user do that: {_first_line(reason)} "
+                "Have its owner grant it, or name another user in ABO_DATABASE_URL."
+            ) from error
+        # An option of the URL that libpq does not know counts as an error of programming there.
+        if isinstance(reason, psycopg.OperationalError) or "connection option" in str(reason):
+            raise StoreError(
+                f"Postgres does not answer at {where}: {_first_line(reason)} Check that it runs (`abo doctor`) and "
+                "that ABO_DATABASE_URL is right; unset it to use the embedded server."
+            ) from error
+        raise
 
 
 def _ensure_pgvector(connection: Connection) -> None:
-    where = connection.engine.url.render_as_string(hide_password=True)
+    where = _shown(connection.engine.url)
     try:
         with connection.begin_nested():
             # CREATE EXTENSION needs a privilege even when there is nothing to create: ask first.
@@ -133,6 +146,11 @@ def _register_vector(connection: Any, record: object) -> None:
     register_vector(connection)
 
 
-def _first_line(error: DBAPIError) -> str:
-    line = next(iter(str(error.orig).splitlines()), "no reason given").strip()
+def _shown(url: URL) -> str:
+    """The URL without its password, which libpq takes among the options too."""
+    return url.difference_update_query(["password", "sslpassword"]).render_as_string(hide_password=True)
+
+
+def _first_line(reason: BaseException | None) -> str:
+    line = next(iter(str(reason).splitlines()), "no reason given").strip()
     return line if line.endswith(".") else f"{line}."

@@ -85,8 +85,9 @@ def build_index(
             )
         _register(connection, space, size, cutoff, name)
         _drop_unused(connection, space, progress)
-    seconds = time.monotonic() - started if built else 0.0
-    return _status(space, size, cutoff, name, built=built, seconds=seconds)
+        seconds = time.monotonic() - started if built else 0.0
+        # Before somebody else may come and replace it.
+        return _status(space, size, cutoff, name, built=built, seconds=seconds)
 
 
 def drop_sizes_but(space: EmbeddingSpace, sizes: list[int], progress: Progress = lambda _: None) -> None:
@@ -104,18 +105,20 @@ def _index_name(space: str, cutoff: int) -> str:
 
 @contextmanager
 def _maintenance(space: EmbeddingSpace) -> Iterator[Connection]:
-    """A connection for index work: without a transaction round it, and the only one for this space."""
+    """A connection for index work: without a transaction round it, and the only one for this space.
+
+    It is nobody else's before or after: settings, and the lock if the work is cut short, end with its session.
+    """
     with translated(space.engine), space.engine.connect() as connection:
         connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+        connection.detach()
         lock = {"namespace": _LOCK_NAMESPACE, "space": space.name}
         # Asked for again and again: a session that waits inside pg_advisory_lock holds a snapshot, and a concurrent
         # build in the session that has the lock would wait for that snapshot for ever.
         while not connection.scalar(text("SELECT pg_try_advisory_lock(:namespace, hashtext(:space))"), lock):
             time.sleep(_POLL_SECONDS)
-        try:
-            yield connection
-        finally:
-            connection.execute(text("SELECT pg_advisory_unlock(:namespace, hashtext(:space))"), lock)
+        yield connection
+        connection.execute(text("SELECT pg_advisory_unlock(:namespace, hashtext(:space))"), lock)
 
 
 def _build(
@@ -138,14 +141,14 @@ def _build(
         with _watched(connection, space, progress):
             connection.execute(statement)
     except DBAPIError as error:
-        connection.execute(text(f"DROP INDEX CONCURRENTLY IF EXISTS {name}"))
+        # The session may have died of it, and its lock is needed: clean up in another.
+        connection.close()
+        with _maintenance(space) as other:
+            _drop_unused(other, space, progress)
         raise StoreError(
             f"Index {name} could not be built: {str(error.orig).splitlines()[0]}. "
             "The one before it, if any, still serves."
         ) from error
-    finally:
-        connection.execute(text("RESET maintenance_work_mem"))
-        connection.execute(text("RESET max_parallel_maintenance_workers"))
     connection.execute(text(f"ANALYZE {space.table.name}"))
 
 
@@ -220,11 +223,11 @@ def _register(connection: Connection, space: EmbeddingSpace, size: int, cutoff: 
 
 
 def _drop_unused(connection: Connection, space: EmbeddingSpace, progress: Progress) -> None:
-    """Drop the space's vector indexes that no size is served by."""
+    """Drop the space's vector indexes that no size is served by: unknown ones, and what an unfinished build left."""
     unused = text(
-        "SELECT indexname FROM pg_indexes WHERE schemaname = current_schema() AND tablename = :table "
-        "AND starts_with(indexname, :prefix) "
-        "AND indexname NOT IN (SELECT index_name FROM size_indexes WHERE space = :space)"
+        "SELECT relname FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid "
+        "WHERE indrelid = to_regclass(:table) AND starts_with(relname, :prefix) "
+        "AND (NOT indisvalid OR relname NOT IN (SELECT index_name FROM size_indexes WHERE space = :space))"
     )
     ours = {"table": space.table.name, "prefix": f"hnsw_{space.name}_", "space": space.name}
     for name in connection.scalars(unused, ours).all():

@@ -72,11 +72,12 @@ def scope(space: EmbeddingSpace, size: int | None) -> Scope:
             row = connection.execute(indexed.where(SizeIndex.size == size)).one_or_none()
         if row:
             return Scope(row.size, row.cutoff, row.index_name)
-        cutoff = LAST_KEY
+        last = None
         if size is not None:
             nth = select(Image.sample_key).order_by(Image.sample_key).offset(size - 1).limit(1)
-            cutoff = connection.scalar(nth) or LAST_KEY
-    return Scope(size, cutoff, None)
+            last = connection.scalar(nth)
+    # 0 is a key like any other.
+    return Scope(size, LAST_KEY if last is None else last, None)
 
 
 def nearest(

@@ -21,6 +21,7 @@ from sqlalchemy import (
     Table,
     Text,
     func,
+    inspect,
     select,
     text,
 )
@@ -121,11 +122,11 @@ def embeddings_table(space: str, dimension: int) -> Table:
     return Table(
         name,
         MetaData(),
-        Column("image_id", Text, primary_key=True),
-        Column("sample_key", BigInteger, nullable=False),
-        Column("digest", Text, nullable=False),
-        Column("fingerprint", Text, nullable=False),
-        Column("embedding", Vector(dimension), nullable=False),
+        Column("image_id", Text, primary_key=True, comment="of the catalogue"),
+        Column("sample_key", BigInteger, nullable=False, comment="place in the catalogue's order"),
+        Column("digest", Text, nullable=False, comment="of the file that was embedded; another one means: embed again"),
+        Column("fingerprint", Text, nullable=False, comment="of the encoder that made the vector"),
+        Column("embedding", Vector(dimension), nullable=False, comment="of length 1"),
         Index(f"{name}_by_sample_key", "sample_key"),
         postgresql_with={"toast_tuple_target": 8160},
     )
@@ -150,15 +151,22 @@ _VERSION = Table("schema_version", MetaData(), Column("version", Integer, nullab
 _LOCK = 0x41424F
 
 
+def lock_schema(connection: Connection) -> None:
+    """Until the transaction ends, be the only one to upgrade: two processes may come first at the same time."""
+    connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+
+
 def upgrade(connection: Connection) -> None:
-    """Bring the schema to the newest version, inside the caller's transaction. Doing so again changes nothing.
+    """Bring the schema to the newest version, in the caller's transaction and under its ``lock_schema``.
+
+    Doing so again changes nothing.
 
     Raises:
         StoreError: the schema was made by a newer version of this package.
     """
-    # Two processes may come first at the same time; the lock ends with the transaction.
-    connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
-    connection.execute(CreateTable(_VERSION, if_not_exists=True))
+    # CREATE TABLE IF NOT EXISTS needs the right to create even where there is nothing to create: look first.
+    if not inspect(connection).has_table(_VERSION.name):
+        connection.execute(CreateTable(_VERSION))
     version = connection.scalar(select(func.max(_VERSION.c.version))) or 0
     if version > len(STEPS):
         raise StoreError(
