@@ -22,6 +22,7 @@ from abo_pipeline.settings import PROJECT_ROOT, Settings
 
 if TYPE_CHECKING:
     from abo_pipeline.hits import Hits, Query
+    from abo_pipeline.report import Coverage
     from abo_pipeline.sample import Sample
 
 # Dagster, polars and the rest are imported by the commands that use them: `abo --help` and an error in a flag come at
@@ -43,6 +44,8 @@ DEMO_QUERIES = (
     "striped shirt",
     "like:",
 )
+
+_GRID_TYPES = (".png", ".jpg", ".svg", ".pdf")
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -74,7 +77,8 @@ class _Group(click.Group):
 def cli() -> None:
     """Search a product-photo archive by meaning.
 
-    Settings come from flags, then from variables ABO_… (see the README), then from the last `abo run`.
+    Settings come from flags, then from variables ABO_… (see the README). The commands that follow a run take over what
+    the last run was given.
     """
 
 
@@ -96,7 +100,7 @@ def demo() -> None:
     _run(settings, retry_failures=False)
     for text in DEMO_SEARCHES:
         out.print()
-        _print_hits(_search(settings, text, k=10))
+        _print_hits(*_search(settings, text, k=10))
     out.print(
         "\nNext:\n"
         "  make dev                              the pipeline in Dagster's UI\n"
@@ -124,8 +128,14 @@ def demo() -> None:
 @click.option("--batch-size", metavar="N", help="Images that are embedded and committed together. Default: 64.")
 @click.option("--retry-failures", is_flag=True, help="Try images again that failed before.")
 def run(retry_failures: bool, **options: str | None) -> None:
-    """Run the whole pipeline: fetch, filter, embed, index, report. What is done already is not done again."""
-    _run(Settings.read(**options), retry_failures=retry_failures)
+    """Run the whole pipeline: fetch, filter, embed, index, report. What is done already is not done again.
+
+    Without flags and variables it is the official archive; --retry-failures alone repeats the last run.
+    """
+    # A bare retry is about the failures of the last run; any other run is what its flags and variables say.
+    again = retry_failures and not any(options.values())
+    settings = Settings.last() if again else Settings.read(**options)
+    _run(settings, retry_failures=retry_failures)
 
 
 @cli.command()
@@ -146,22 +156,17 @@ def search(
     **options: Any,
 ) -> None:
     """Find images by a TEXT, by a picture, or by a stored image."""
-    from abo_pipeline.hits import ImageQuery, LikeQuery, TextQuery
+    from abo_pipeline.hits import one_query
 
-    queries: list[Query] = [
-        *([TextQuery(text)] if text is not None else []),
-        *([ImageQuery(image)] if image is not None else []),
-        *([LikeQuery(like)] if like is not None else []),
-    ]
-    if len(queries) != 1:
-        raise QueryError("Give exactly one of TEXT, --image FILE and --like ID.")
-    hits = _search(Settings.last(), queries[0], grid=grid, **options)
+    if grid is not None:
+        _check_grid(grid)
+    hits, coverage = _search(Settings.last(), one_query(text, image, like), grid=grid, **options)
     if as_json:
         click.echo(json.dumps(hits.as_json(), indent=1, ensure_ascii=False))
-    else:
-        _print_hits(hits)
-        if grid:
-            out.print(f"pictures: {escape(str(grid))}")
+        return
+    _print_hits(hits, coverage)
+    if grid is not None:
+        out.print(f"pictures: {escape(str(grid))}")
 
 
 @cli.command()
@@ -177,7 +182,9 @@ def dev(host: str, port: int) -> None:
         home = dagster_home(settings)
     environment = os.environ | {"DAGSTER_HOME": str(home), "ABO_STATE_DIR": str(settings.state_dir)}
     dagster = Path(sys.executable).with_name("dagster")
-    arguments = ["dev", "-w", str(PROJECT_ROOT / "workspace.yaml"), "-h", host, "-p", str(port)]
+    workspace = PROJECT_ROOT / "workspace.yaml"
+    code = ["-w", str(workspace)] if workspace.is_file() else ["-m", "abo_pipeline.definitions"]
+    arguments = ["dev", *code, "-h", host, "-p", str(port)]
     # `dagster dev` imports from the directory it is started in; in this one is nothing that could get in its way.
     os.chdir(home)
     os.execve(dagster, [str(dagster), *arguments], environment)  # noqa: S606 - becomes the server, keeps the terminal
@@ -247,6 +254,14 @@ def main() -> None:
             err.print_exception()
         err.print(f"[red]error:[/] {escape(str(error))}")
         sys.exit(2)
+    except Exception as error:  # noqa: BLE001 - the last resort
+        # What nobody foresaw is a bug; a person at a terminal is told so in a sentence all the same.
+        if debug:
+            err.print_exception()
+        first_line = next(iter(str(error).splitlines()), "")[:300]
+        err.print(f"[red]error:[/] this is a bug: {escape(f'{type(error).__name__}: {first_line}')}. ", end="")
+        err.print("The same command with --debug shows where; please report it.")
+        sys.exit(2)
     sys.exit(code or 0)
 
 
@@ -276,8 +291,20 @@ def _run(settings: Settings, *, retry_failures: bool) -> None:
         run_pipeline(settings, progress, retry_failures=retry_failures)
 
 
-def _search(settings: Settings, query: str | Query, *, grid: Path | None = None, **options: Any) -> Hits:
+def _check_grid(grid: Path) -> None:
+    """See that a picture can be written there, before a model is loaded for it."""
+    if grid.suffix.lower() not in _GRID_TYPES:
+        raise QueryError(f"The pictures cannot be written to {grid}: end its name with {' or '.join(_GRID_TYPES)}.")
+    if not grid.absolute().parent.is_dir():
+        raise QueryError(f"The pictures cannot be written to {grid}: there is no folder {grid.absolute().parent}.")
+
+
+def _search(
+    settings: Settings, query: str | Query, *, grid: Path | None = None, **options: Any
+) -> tuple[Hits, Coverage | None]:
+    """Hits, and how much of the size that was searched is embedded."""
     from abo_pipeline.encoder import encoder_from
+    from abo_pipeline.report import coverage_of
     from abo_pipeline.search import ImageSearch
     from abo_pipeline.store import open_store
 
@@ -286,13 +313,13 @@ def _search(settings: Settings, query: str | Query, *, grid: Path | None = None,
     if grid:
         try:
             image_search.display(hits).savefig(grid)
-        except (OSError, ValueError) as error:
-            raise QueryError(f"The pictures cannot be written to {grid}: {error}.") from None
-    return hits
+        except OSError as error:
+            raise QueryError(f"The pictures cannot be written to {grid}: {error.strerror}.") from None
+    return hits, coverage_of(image_search, hits.size) if hits.size else None
 
 
-def _print_hits(hits: Hits) -> None:
-    among = f" among {hits.size:,} images" if hits.size else ""
+def _print_hits(hits: Hits, coverage: Coverage | None) -> None:
+    among = f", among {coverage.size:,} images ({coverage})" if coverage else ""
     table = Table(title=escape(f"{hits.query}{among}"), title_justify="left", box=None, pad_edge=False)
     table.add_column("", justify="right")
     table.add_column("similarity", justify="right")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from abo_pipeline.download import local_path
+from abo_pipeline.download import local_path, require_file
 from abo_pipeline.encoder import where_is
 from abo_pipeline.errors import AboError
 from abo_pipeline.settings import Settings
@@ -55,9 +55,9 @@ def _archive(source: str | None, settings: Settings) -> str:
     if source is None:
         return "none"
     path = local_path(source, settings.folder("archives"))
-    if path.is_file():
-        return f"{path}, {path.stat().st_size / 1e6:,.1f} MB"
-    return f"not here yet; `abo run` fetches it to {path}"
+    if "://" in source and not path.exists():
+        return f"not here yet; `abo run` fetches it to {path}"
+    return f"{path}, {require_file(path).st_size / 1e6:,.1f} MB"
 
 
 def _postgres(settings: Settings) -> str:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +28,7 @@ _NEW = "#2a9d55"
 _INK, _FAINT, _WARN = "#222222", "#8a8a8a", "#b4541a"
 _CELL_INCHES, _CELL_PIXELS = 1.75, 256
 _THUMBNAIL_PIXELS = 640
+_MOST_IN_A_ROW = 10
 
 
 @dataclass(frozen=True)
@@ -74,15 +77,16 @@ def grid_figure(title: str, rows: Sequence[GridRow], pictures: Pictures, k: int,
 
 
 def row_figure(hits: Hits, pictures: Pictures) -> Figure:
-    """The hits as one row of pictures."""
+    """The hits as one row of pictures; of more than ten, ten a row."""
     from matplotlib.figure import Figure
 
-    count = max(len(hits), 1)
-    figure = Figure(figsize=(_CELL_INCHES * count, _CELL_INCHES + 1.0), layout="constrained")
+    columns = min(max(len(hits), 1), _MOST_IN_A_ROW)
+    rows = max(math.ceil(len(hits) / columns), 1)
+    figure = Figure(figsize=(_CELL_INCHES * columns, (_CELL_INCHES + 0.62) * rows + 0.4), layout="constrained")
     figure.suptitle(_title(str(hits.query)), x=0.01, ha="left", fontsize=12, fontweight="bold", color=_INK)
-    cells = figure.subplots(1, count, squeeze=False)[0]
-    for column, cell in enumerate(cells):
-        _cell(cell, hits[column] if column < len(hits) else None, pictures, new=False)
+    cells = figure.subplots(rows, columns, squeeze=False).flat
+    for cell, hit in zip_longest(cells, hits):
+        _cell(cell, hit, pictures, new=False)
     return figure
 
 

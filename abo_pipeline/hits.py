@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, overload
 
+from abo_pipeline.errors import QueryError
+
 LIKE = "like:"
 
 
@@ -33,9 +35,9 @@ class ImageQuery:
 
 @dataclass(frozen=True)
 class LikeQuery:
-    """A stored image: "more like this". Without an id, the first image of the catalogue."""
+    """A stored image: "more like this"."""
 
-    image_id: str = ""
+    image_id: str
 
     def __str__(self) -> str:
         return f"{LIKE}{self.image_id}"
@@ -44,8 +46,26 @@ class LikeQuery:
 Query = TextQuery | ImageQuery | LikeQuery
 
 
+def one_query(text: str | None, image: Path | str | None, like: str | None) -> Query:
+    """The one query that is asked for.
+
+    Raises:
+        QueryError: none is, or several are.
+    """
+    given: list[Query] = []
+    if text is not None:
+        given.append(TextQuery(text))
+    if image is not None:
+        given.append(ImageQuery(Path(image)))
+    if like is not None:
+        given.append(LikeQuery(like))
+    if len(given) != 1:
+        raise QueryError(f"Give exactly one of a text, a picture and a stored image; {len(given)} were given.")
+    return given[0]
+
+
 def parse_query(text: str) -> TextQuery | LikeQuery:
-    """A query as people write it: ``like:ID`` means a stored image, anything else is a text."""
+    """A query as a setting holds it: ``like:ID`` means a stored image, anything else is a text."""
     text = text.strip()
     return LikeQuery(text.removeprefix(LIKE).strip()) if text.startswith(LIKE) else TextQuery(text)
 
@@ -83,7 +103,7 @@ class Hits(Sequence[Hit]):
 
     Attributes:
         query: as asked.
-        size: number of images that were searched among; None for all.
+        size: MAX_IMAGES that was searched; fewer images may be there. None for all.
         warnings: what to know about the answer, such as a text that was cut.
     """
 

@@ -120,7 +120,7 @@ def compare(search: ImageSearch, query: str, sizes: Sequence[int], k: int) -> Co
         QueryError: the query cannot be answered.
     """
     parsed = parse_query(query)
-    if parsed == LikeQuery():
+    if parsed == LikeQuery(""):
         parsed = LikeQuery(first_image(search.space) or "")
     rows = tuple((coverage_of(search, size), search(parsed, k, size=size)) for size in sizes)
     asked = image_path(search.space, parsed.image_id) if isinstance(parsed, LikeQuery) else None

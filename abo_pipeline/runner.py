@@ -1,6 +1,6 @@
 """Runs the whole graph in this process, in order, through the same Dagster instance that the UI shows.
 
-For the command line. What an asset does is in ``defs.assets``; what a person sees while it runs is for ``cli``.
+For the command line. What an asset does is in ``defs.assets``; what a person sees while it runs, in ``terminal``.
 """
 
 import shutil
@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import dagster as dg
+from filelock import FileLock, Timeout
 
 from abo_pipeline.definitions import build_definitions
 from abo_pipeline.defs.resources import Progress, StoreResource
-from abo_pipeline.errors import CheckError
+from abo_pipeline.encoder import encoder_from
+from abo_pipeline.errors import CheckError, SettingsError
 from abo_pipeline.sampling import partition_keys, partition_starts
 from abo_pipeline.settings import PROJECT_ROOT, Settings
 from abo_pipeline.store.spaces import Account
@@ -42,7 +44,7 @@ def dagster_home(settings: Settings) -> Path:
     """
     home = settings.folder("dagster")
     configuration = PROJECT_ROOT / "dagster.yaml"
-    if configuration.is_file():
+    if configuration.is_file() and not (home / "dagster.yaml").exists():
         shutil.copyfile(configuration, home / "dagster.yaml")
     return home
 
@@ -59,7 +61,8 @@ def run_pipeline(
 ) -> None:
     """Materialize every asset, and those partitions of the embeddings in which something is to do.
 
-    The settings are remembered for the commands that follow as soon as archive and catalogue have proved good.
+    Database, model and space are tried before anything is fetched or written. The settings are remembered for the
+    commands that follow as soon as archive and catalogue have proved good too.
 
     Args:
         settings: of the run.
@@ -72,7 +75,10 @@ def run_pipeline(
         KeyboardInterrupt: Ctrl-C; what was committed stays.
     """
     definitions = build_definitions(settings, progress=progress, **resource_overrides)
-    with dagster_instance(settings) as instance:
+    encoder = resource_overrides.get("encoder") or encoder_from(settings)
+    with _only_run(settings), dagster_instance(settings) as instance:
+        with StoreResource(settings).opened() as store:
+            store.open_space(settings.space_name, encoder)
         for asset in BEFORE:
             progress.finished(asset, _materialize(definitions, instance, asset))
         # From here on there is something to look at and to go on with, even if this run is interrupted.
@@ -80,6 +86,20 @@ def run_pipeline(
         progress.finished(EMBEDDINGS, _embed(definitions, instance, settings, progress, retry_failures))
         for asset in AFTER:
             progress.finished(asset, _materialize(definitions, instance, asset))
+
+
+@contextmanager
+def _only_run(settings: Settings) -> Iterator[None]:
+    """Be the only run on a state folder: two with different archives would undo one another's catalogue."""
+    lock = FileLock(settings.folder() / "run.lock", timeout=0)
+    try:
+        with lock:
+            yield
+    except Timeout:
+        raise SettingsError(
+            f"Another run is at work on the state folder {settings.state_dir}. "
+            "Wait for it, or set ABO_STATE_DIR to another folder."
+        ) from None
 
 
 def _embed(

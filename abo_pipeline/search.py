@@ -20,9 +20,10 @@ from abo_pipeline.errors import ImageError, QueryError
 from abo_pipeline.grids import row_figure
 from abo_pipeline.hits import Hit, Hits, ImageQuery, LikeQuery, Query, TextQuery
 from abo_pipeline.pictures import Pictures
+from abo_pipeline.sampling import LAST_KEY
 from abo_pipeline.settings import Settings
 from abo_pipeline.store import EmbeddingSpace, Store
-from abo_pipeline.store.nearest import Neighbour, first_image, nearest, scope, stored_vector
+from abo_pipeline.store.nearest import Neighbour, nearest, scope, stored_vector
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -81,8 +82,8 @@ class ImageSearch:
         if min_similarity is not None and not -1 <= min_similarity <= 1:
             raise QueryError(f"The least similarity is {min_similarity}; a cosine lies between -1 and 1.")
         vector, own_ids, warnings = self._vector(query)
-        within = scope(self.space, size)
-        found = nearest(self.space, vector, k, within, exclude=own_ids)
+        within = scope(self.space, None if size is None else min(size, LAST_KEY))
+        found = nearest(self.space, vector, min(k, LAST_KEY), within, exclude=own_ids)
         hits = tuple(_hit(rank, neighbour) for rank, neighbour in enumerate(found, start=1))
         if min_similarity is not None:
             hits = tuple(hit for hit in hits if hit.similarity >= min_similarity)
@@ -101,15 +102,16 @@ class ImageSearch:
         """The query's unit vector, the stored images that it was made from, and warnings."""
         match query:
             case TextQuery(text):
+                _check_characters(text)
                 if not text.strip():
                     raise QueryError("The query is empty. Say what to look for, such as: red leather office chair.")
                 cut = self._encoder.truncates(text)
                 warnings = ("The text is longer than the model reads; its end was ignored.",) if cut else ()
                 return self._encoder.encode_texts([text])[0], [], warnings
             case ImageQuery(path):
-                return self._encoder.encode_images([_open_picture(path, self.settings.max_pixels)])[0], [], ()
+                return self._encoder.encode_images([_open_picture(path, self.settings)])[0], [], ()
             case LikeQuery(image_id):
-                image_id = image_id or first_image(self.space) or ""
+                _check_characters(image_id)
                 vector = stored_vector(self.space, image_id)
                 if vector is None:
                     raise QueryError(
@@ -125,9 +127,21 @@ def _as_query(query: str | Path | Query) -> Query:
     return ImageQuery(query) if isinstance(query, Path) else query
 
 
-def _open_picture(path: Path, max_pixels: int) -> Image.Image:
+def _check_characters(text: str) -> None:
+    """Refuse what neither the model nor Postgres can take: a shell may hand over bytes that are no text."""
+    if "\x00" in text or text.encode(errors="ignore").decode() != text:
+        raise QueryError("The query holds bytes that are no text in UTF-8.")
+
+
+def _open_picture(path: Path, settings: Settings) -> Image.Image:
     try:
-        return decode(path.read_bytes(), max_pixels=max_pixels)
+        size = path.stat().st_size
+        if path.exists() and not path.is_file():
+            raise QueryError(f"The picture {path} is no file.")
+        if size > settings.max_file_bytes:
+            limit = f"{settings.max_file_bytes:,} (ABO_MAX_FILE_BYTES)"
+            raise QueryError(f"The picture {path} has {size:,} bytes, and the limit is {limit}.")
+        return decode(path.read_bytes(), max_pixels=settings.max_pixels)
     except OSError as error:
         raise QueryError(f"The picture {path} cannot be read: {error.strerror}.") from None
     except ImageError as error:

@@ -140,9 +140,13 @@ class TerminalProgress(PipelineProgress):
         if self._images:
             self._bars.update("embedding", done, self._images, words)
 
+    def building(self, words: str) -> None:
+        """How far the vector indexes are."""
+        self._bars.update("building", 0, None, words)
+
     def finished(self, asset: str, metadata: dict[str, Any]) -> None:
         """An asset is done."""
-        for bar_name in ("fetching", "indexing", "embedding"):
+        for bar_name in ("fetching", "indexing", "embedding", "building"):
             self._bars.remove(bar_name)
         self.say(STAGES[asset], _WORDS[asset](metadata))
 

@@ -33,9 +33,7 @@ def special(name: str, kind: bytes, target: str = "") -> tuple[tarfile.TarInfo, 
     return info, b""
 
 
-def write_tar(
-    path: Path, members: list[tuple[tarfile.TarInfo, bytes]], tar_format: int = tarfile.PAX_FORMAT
-) -> Path:
+def write_tar(path: Path, members: list[tuple[tarfile.TarInfo, bytes]], tar_format: int = tarfile.PAX_FORMAT) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w", format=tar_format, encoding="utf-8") as tar:
         for info, content in members:
@@ -47,9 +45,7 @@ def abo_members(images: int = 40) -> list[tuple[tarfile.TarInfo, bytes]]:
     """The layout of the official archive, with noise for pictures."""
     listing = gzip.compress(b"image_id,height,width,path\n")
     pictures = [
-        plain(
-            f"images/small/{n:02x}/{n:02x}{n:06x}.jpg", hashlib.shake_128(bytes([n])).digest(n * 997 % 3000)
-        )
+        plain(f"images/small/{n:02x}/{n:02x}{n:06x}.jpg", hashlib.shake_128(bytes([n])).digest(n * 997 % 3000))
         for n in range(images)
     ]
     return [plain("LICENSE-CC-BY-4.0.txt", b"CC BY 4.0\n"), plain(CATALOGUE, listing), *pictures]
@@ -377,9 +373,7 @@ def test_eight_threads_read_the_right_bytes_at_once(abo_tar):
 
 
 def test_a_missing_member_is_named_with_what_there_is_instead(tmp_path):
-    path = write_tar(
-        tmp_path / "listings.tar", [plain("listings/metadata/l.json.gz"), plain("docs/a"), plain("b")]
-    )
+    path = write_tar(tmp_path / "listings.tar", [plain("listings/metadata/l.json.gz"), plain("docs/a"), plain("b")])
 
     with Archive.open(path) as archive, pytest.raises(ArchiveError) as caught:
         archive.read(CATALOGUE)
@@ -417,9 +411,7 @@ def test_an_archive_that_changes_while_it_is_open_is_not_read_on(abo_tar):
         with pytest.raises(ArchiveError) as caught:
             archive.read(CATALOGUE)
 
-    assert str(caught.value) == (
-        f"{abo_tar} changed while it was being read. Run again to index it as it is now."
-    )
+    assert str(caught.value) == (f"{abo_tar} changed while it was being read. Run again to index it as it is now.")
 
 
 def test_an_archive_that_is_replaced_while_it_is_open_is_read_as_it_was(abo_tar, tmp_path):
@@ -439,9 +431,7 @@ def test_an_archive_that_grows_while_it_is_indexed_is_refused(abo_tar, monkeypat
     with pytest.raises(ArchiveError) as caught:
         Archive.open(abo_tar, progress=grow)
 
-    assert (
-        str(caught.value) == f"{abo_tar} changed while it was being indexed. Run again when it is complete."
-    )
+    assert str(caught.value) == f"{abo_tar} changed while it was being indexed. Run again when it is complete."
     assert list(abo_tar.parent.iterdir()) == [abo_tar]
 
 

@@ -101,7 +101,7 @@ def test_a_run_reports_each_asset_and_the_commands_that_follow_need_no_flags(abo
     # A grid, a size, a text that is too long.
     code, out, _ = abo("search", "blue mug", "-k", "3", "--size", "60", "--grid", tmp_path / "grid.png")
     assert (code, Image.open(tmp_path / "grid.png").format) == (0, "PNG")
-    assert "blue mug among 60 images" in out
+    assert out.startswith("blue mug, among 60 images (")
     code, _, err = abo("search", "red " * 200, "-k", "1")
     assert (code, err) == (0, "note: The text is longer than the model reads; its end was ignored.\n")
 
@@ -115,20 +115,43 @@ def test_a_run_reports_each_asset_and_the_commands_that_follow_need_no_flags(abo
     # Another model is refused for the same space, and what is there stays.
     changed = shutil.copytree(SMALL_CLIP, tmp_path / "changed")
     (changed / "extra.json").write_text("{}")
-    code, _, err = abo(*run, "--space", "small_clip", "--model", changed)
+    code, _, err = abo("run", "--archive", sample.archive, "--space", "small_clip", "--model", changed)
     assert code == 2
     assert err.startswith("error: Space small_clip holds vectors of small-clip (fingerprint ")
     assert err.endswith("Use that model, or name another space with --space (ABO_SPACE).\n")
+    assert json.loads(abo("search", "a red chair", "-k", "5", "--json")[1]) == answer
+
+    # A bare retry repeats the last run.
+    code, out, _ = abo("run", "--retry-failures")
+    assert code == 0
+    assert record(out)["embeddings"].endswith(", failed 2")
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("search", "x", "-k", "0"), "Nothing has been embedded into space clip_vit_b_32 yet. Run `abo run` (or `abo demo`) first."),
-        (("search",), "Give exactly one of TEXT, --image FILE and --like ID."),
-        (("search", "x", "--like", "y"), "Give exactly one of TEXT, --image FILE and --like ID."),
-        (("run", "--sizes", "10,many"), "ABO_SIZES has value 'many': Input should be a valid integer, unable to parse string as an integer."),
-        (("run", "--sizes", "0"), "ABO_SIZES has value '0': sizes are whole numbers of at least 1."),
+        (
+            ("search", "x"),
+            "Nothing has been embedded into space clip_vit_b_32 yet. Run `abo run` (or `abo demo`) first.",
+        ),
+        (("search",), "Give exactly one of a text, a picture and a stored image; 0 were given."),
+        (
+            ("search", "x", "--like", "y"),
+            "Give exactly one of a text, a picture and a stored image; 2 were given.",
+        ),
+        (
+            ("search", "x", "--grid", "grid.docx"),
+            "The pictures cannot be written to grid.docx: end its name with .png or .jpg or .svg or .pdf.",
+        ),
+        (
+            ("search", "x", "--grid", "/no/x.png"),
+            "The pictures cannot be written to /no/x.png: there is no folder /no.",
+        ),
+        (
+            ("run", "--sizes", "10,many"),
+            "ABO_SIZES has value 'many': Input should be a valid integer, unable to parse string as an integer.",
+        ),
+        (("run", "--sizes", "0"), "ABO_SIZES has value '0': sizes are whole numbers from 1 to 1,000,000,000."),
         (
             ("run", "--model", "/no/such/folder"),
             "There is no model folder /no/such/folder. Give a folder that holds a CLIP model with --model PATH (or "
@@ -147,7 +170,7 @@ def test_a_run_reports_each_asset_and_the_commands_that_follow_need_no_flags(abo
     ],
 )
 def test_an_error_is_one_sentence_and_exit_code_2(abo, words, message):
-    code, out, err = abo(*words)
+    code, _, err = abo(*words)
 
     assert code == 2
     assert "Traceback" not in err
@@ -171,7 +194,7 @@ def test_debug_shows_where_an_error_came_from(abo):
 
     assert code == 2
     assert "Traceback" in err
-    assert err.endswith("error: Give exactly one of TEXT, --image FILE and --like ID.\n")
+    assert err.endswith("error: Give exactly one of a text, a picture and a stored image; 0 were given.\n")
 
 
 def test_an_archive_of_something_else_is_refused(abo, tmp_path):
@@ -181,8 +204,8 @@ def test_an_archive_of_something_else_is_refused(abo, tmp_path):
 
     assert code == 2
     assert err == (
-        f"error: {other} holds no member 'images/metadata/images.csv.gz'; its top-level folders are holiday. Check that "
-        "it is the archive you mean. An ABO image archive holds images/metadata/images.csv.gz.\n"
+        f"error: {other} holds no member 'images/metadata/images.csv.gz'; its top-level folders are holiday. "
+        "Check that it is the archive you mean. An ABO image archive holds images/metadata/images.csv.gz.\n"
     )
 
 
@@ -232,7 +255,7 @@ def test_the_doctor_names_what_is_wrong_and_the_remedy(abo, monkeypatch):
     assert "s3cret" not in out
 
 
-def test_the_embedded_server_starts_and_stops_on_command(abo, monkeypatch, tmp_path):
+def test_the_embedded_server_starts_and_stops_on_command(abo, monkeypatch):
     monkeypatch.delenv("ABO_DATABASE_URL")
 
     said = [abo("db", word)[1].split()[0] for word in ("status", "start", "status", "stop", "stop")]

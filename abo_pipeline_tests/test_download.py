@@ -216,11 +216,7 @@ def test_an_archive_that_a_person_put_there_is_used(remote, tmp_path):
 
     first, second = fetch(remote.url, tmp_path), fetch(remote.url, tmp_path)
 
-    assert (
-        first
-        == second
-        == FetchedArchive(tmp_path / NAME, len(OTHER), sha256(OTHER), remote.url, fetched=False)
-    )
+    assert first == second == FetchedArchive(tmp_path / NAME, len(OTHER), sha256(OTHER), remote.url, fetched=False)
     assert remote.asked == []
 
 
@@ -446,8 +442,7 @@ def test_a_server_that_always_starts_over_and_cuts_is_given_up(remote, tmp_path)
     remote.answers = [Answer(cut_after=64 * KIB, ignores_range=True)] * 20
 
     assert refusal(remote.url, tmp_path, attempts=3).endswith(
-        "Attempts in a row that brought nothing new: 3."
-        " 65,536 bytes have arrived and are kept; run again to go on."
+        "Attempts in a row that brought nothing new: 3. 65,536 bytes have arrived and are kept; run again to go on."
     )
     assert len(remote.asked) == 4
 
@@ -637,9 +632,7 @@ def test_a_missing_file_is_refused(tmp_path):
 
 
 def test_a_folder_is_refused(tmp_path):
-    assert (
-        refusal(str(tmp_path), tmp_path) == f"{tmp_path} is a folder. Give the path of the .tar file itself."
-    )
+    assert refusal(str(tmp_path), tmp_path) == f"{tmp_path} is a folder. Give the path of the .tar file itself."
 
 
 @pytest.mark.parametrize(

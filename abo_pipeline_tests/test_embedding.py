@@ -89,7 +89,9 @@ def test_every_image_gets_one_vector_in_batches_of_the_asked_size(bench):
 
 
 def test_a_vector_is_the_one_of_its_own_image(bench):
-    bench.run({"aa/red.jpg": jpeg("red"), "bb/blue.jpg": jpeg("blue"), "cc/bad.jpg": b"no", "dd/lime.jpg": jpeg("lime")})
+    colours = {"red": jpeg("red"), "blue": jpeg("blue"), "bad": b"no", "lime": jpeg("lime")}
+
+    bench.run({f"aa/{name}.jpg": data for name, data in colours.items()})
 
     with bench.store.engine.connect() as connection:
         rows = connection.execute(text("SELECT image_id, embedding FROM embeddings_colours")).all()
@@ -122,9 +124,7 @@ def test_only_what_is_new_changed_or_gone_is_worked_on(bench):
     assert counts(tally) == dict(kept=25, unchanged=23, known_failures=0, embedded=2, failed=0, removed=1)
     untouched = [Path(name).stem for name in names[2:]]
     after = bench.rows()
-    assert after.filter(pl.col("image_id").is_in(untouched)).equals(
-        before.filter(pl.col("image_id").is_in(untouched))
-    )
+    assert after.filter(pl.col("image_id").is_in(untouched)).equals(before.filter(pl.col("image_id").is_in(untouched)))
     assert set(after["image_id"]) == {*untouched, Path(names[1]).stem, "new"}
 
 

@@ -87,3 +87,7 @@ def test_every_file_that_is_linked_to_is_there():
 
     assert links
     assert [link for link in links if not (PROJECT_ROOT / link).exists()] == []
+
+
+def test_nothing_is_left_to_be_filled_in():
+    assert "@@" not in README

@@ -7,9 +7,10 @@ import dagster as dg
 import pytest
 
 from abo_pipeline.embedding import Tally
-from abo_pipeline.errors import CatalogError, CheckError
+from abo_pipeline.errors import AboError, CatalogError, CheckError, SettingsError, StoreError
 from abo_pipeline.runner import dagster_instance, run_pipeline
 from abo_pipeline.settings import Settings
+from abo_pipeline.store import open_store
 from abo_pipeline_tests.archives import jpeg, write_images
 from abo_pipeline_tests.fakes import ColourEncoder
 
@@ -30,6 +31,8 @@ class Recorder:
 
     def embedding(self, partition_key: str, tally: Tally) -> None:
         self.batches.append((partition_key, tally.done))
+
+    def building(self, words: str) -> None: ...
 
     def pending(self, images: int) -> None:
         self.to_embed = images
@@ -182,3 +185,45 @@ def test_ctrl_c_ends_the_run_and_the_next_one_goes_on(settings):
     assert totals["embedded"] > 0
     assert totals["skipped"] > 0
     assert totals["total_embedded"] == 30
+
+
+def test_a_space_of_another_model_stops_the_run_before_anything_is_written(settings, tmp_path):
+    run(settings)
+    write_images(tmp_path / "squares.tar", {"cc/other.jpg": jpeg()})
+    other = ColourEncoder(model="other", fingerprint="0dd0dd0dd0dd0dd0")
+
+    with pytest.raises(StoreError, match="Space colours holds vectors of mean-colour"):
+        run_pipeline(settings.model_copy(update={"sizes": (5,)}), Recorder(), encoder=other)
+
+    assert Settings.last().sizes == (10, 20)
+    store = open_store(settings)
+    (account,) = store.accounts("colours", [0])
+    store.engine.dispose()
+    assert (account.kept, account.embedded, account.departed) == (31, 30, 0)
+
+
+def test_a_second_run_on_the_same_state_is_refused_in_words(settings):
+    class Intruder(Recorder):
+        def pending(self, images: int) -> None:
+            super().pending(images)
+            with pytest.raises(SettingsError) as caught:
+                run(settings)
+            self.message = str(caught.value)
+
+    intruder = Intruder()
+    run_pipeline(settings, intruder, encoder=ColourEncoder())
+
+    assert intruder.message == (
+        f"Another run is at work on the state folder {settings.state_dir}. Wait for it, or set ABO_STATE_DIR to "
+        "another folder."
+    )
+
+
+def test_the_password_in_an_archives_url_is_in_no_event(settings):
+    with pytest.raises(AboError):
+        run(settings.model_copy(update={"listings": "http://me:s3cret@127.0.0.1:9/l.tar?sig=t0ken"}))
+
+    stored = b"".join(path.read_bytes() for path in (settings.state_dir / "dagster").rglob("*") if path.is_file())
+    assert b"image_paths" in stored or b"raw_archive" in stored
+    assert b"s3cret" not in stored
+    assert b"t0ken" not in stored

@@ -5,6 +5,8 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 
+from abo_pipeline.download import write_whole
+
 
 class ParquetIOManager(dg.ConfigurableIOManager):
     """Keeps an unpartitioned data frame as ``<folder>/<asset>.parquet``, replaced as a whole."""
@@ -15,9 +17,7 @@ class ParquetIOManager(dg.ConfigurableIOManager):
         """Write the frame beside its place and move it there, so that no reader meets half a file."""
         path = self._path(context)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".part")
-        obj.write_parquet(partial)
-        partial.replace(path)
+        write_whole(path, obj.write_parquet)
         context.add_output_metadata({"dagster/uri": path.as_uri(), "bytes": path.stat().st_size})
 
     def load_input(self, context: dg.InputContext) -> pl.DataFrame:

@@ -1,6 +1,5 @@
 """Ops: work that leaves no asset behind. Searching is an op, because a question is not a thing that is kept."""
 
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -9,9 +8,8 @@ from pydantic import Field
 from abo_pipeline.defs.metadata import picture, table
 from abo_pipeline.defs.resources import StoreResource
 from abo_pipeline.encoder import Encoder
-from abo_pipeline.errors import QueryError
 from abo_pipeline.grids import thumbnail
-from abo_pipeline.hits import Hits, ImageQuery, LikeQuery, Query, TextQuery
+from abo_pipeline.hits import Hits, Query, one_query
 from abo_pipeline.search import ImageSearch
 from abo_pipeline.settings import Settings
 
@@ -32,16 +30,7 @@ class SearchConfig(dg.Config):
         Raises:
             QueryError: none is, or several are.
         """
-        given: list[Query] = []
-        if self.text is not None:
-            given.append(TextQuery(self.text))
-        if self.image is not None:
-            given.append(ImageQuery(Path(self.image)))
-        if self.like is not None:
-            given.append(LikeQuery(self.like))
-        if len(given) != 1:
-            raise QueryError(f"Give exactly one of text, image and like; {len(given)} were given.")
-        return given[0]
+        return one_query(self.text, self.image, self.like)
 
 
 @dg.op(out=dg.Out(io_manager_key="in_memory"))

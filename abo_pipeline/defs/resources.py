@@ -47,6 +47,9 @@ class Progress(Protocol):
     def embedding(self, partition_key: str, tally: Tally) -> None:
         """A batch of a partition is done."""
 
+    def building(self, words: str) -> None:
+        """How far the vector indexes are."""
+
 
 class LogProgress:
     """Writes to Dagster's log, at most every ``seconds``."""
@@ -74,6 +77,10 @@ class LogProgress:
                 f"{partition_key}: {tally.done:,} of {tally.to_do:,} images, {tally.failed:,} failed, "
                 f"{speed:.1f} images/s{left}"
             )
+
+    def building(self, words: str) -> None:
+        """How far the vector indexes are: they report about once a second, and only what is new."""
+        dg.get_dagster_logger().info(words)
 
     def _is_due(self) -> bool:
         now = time.monotonic()

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from abo_pipeline import catalog
+from abo_pipeline.definitions import build_definitions
 from abo_pipeline.defs.assets.catalog import image_paths
 from abo_pipeline.defs.assets.embeddings import EmbeddingConfig, image_embeddings_asset
 from abo_pipeline.defs.resources import LogProgress, StoreResource
-from abo_pipeline.definitions import build_definitions
 from abo_pipeline.errors import CatalogError
 from abo_pipeline.store import open_store
 from abo_pipeline_tests.archives import jpeg, write_images
@@ -107,11 +107,18 @@ def test_a_partition_reports_what_it_did_and_its_checks_pass(definitions, instan
     }
     assert (found["device"], repeated["device"]) == ("cpu", "none needed")
     assert (found["model"], found["fingerprint"]) == ("mean-colour", "c0104f00c0104f00")
+    assert {column.name: column.type for column in found["dagster/column_schema"].columns} == {
+        "image_id": "TEXT",
+        "sample_key": "BIGINT",
+        "digest": "TEXT",
+        "fingerprint": "TEXT",
+        "embedding": "VECTOR(3)",
+    }
     assert checks(first) == {"every_image_is_accounted_for": True, "vectors_have_unit_length": True}
     assert instance.get_materialized_partitions(dg.AssetKey("image_embeddings")) == {"00of2"}
 
 
-def test_a_failure_is_in_the_metadata_and_can_be_retried_by_config(colours, instance, tmp_path):
+def test_a_failure_is_in_the_metadata_and_can_be_retried_by_config(colours, instance):
     write_images(Path(colours.archive), {"aa/bad.jpg": b"bad", "bb/good.jpg": jpeg()})
     definitions = build_definitions(colours, encoder=ColourEncoder())
     materialize(definitions, instance, "raw_archive", "image_paths")
@@ -119,9 +126,7 @@ def test_a_failure_is_in_the_metadata_and_can_be_retried_by_config(colours, inst
     def run(**config: bool) -> list[dict]:
         run_config = {"ops": {"image_embeddings": {"config": config}}}
         results = [
-            materialize(
-                definitions, instance, "image_embeddings", partition_key=f"{n:02}of2", run_config=run_config
-            )
+            materialize(definitions, instance, "image_embeddings", partition_key=f"{n:02}of2", run_config=run_config)
             for n in range(2)
         ]
         assert all(all(checks(result).values()) for result in results)
@@ -152,7 +157,8 @@ def test_the_index_asset_builds_once_and_its_check_finds_it_used(definitions, in
 
     found = metadata(first, "embedding_index")
     assert (found["built"], found["rows_10"], found["rows_30"]) == (2, 10, 30)
-    assert [(row["size"], row["valid"], row["ready"]) for row in found["indexes"]] == [(10, True, True), (30, True, True)]
+    states = [(row["size"], row["valid"], row["ready"]) for row in found["indexes"]]
+    assert states == [(10, True, True), (30, True, True)]
     assert metadata(again, "embedding_index")["built"] == 0
     assert checks(first) == {"index_is_used": True}
 
@@ -173,17 +179,18 @@ def test_the_report_asset_shows_a_grid_and_says_where_the_rest_is(definitions, i
 def test_everything_again_changes_nothing(definitions, instance, colours):
     materialize_all(definitions, instance)
     store = open_store(colours)
-    with store.engine.connect() as connection:
-        versions = "SELECT image_id, xmin::text FROM {} ORDER BY 1"
-        before = [connection.exec_driver_sql(versions.format(table)).all() for table in ("images", "embeddings_colours")]
+
+    def versions(table: str) -> list:
+        with store.engine.connect() as connection:
+            return connection.exec_driver_sql(f"SELECT image_id, xmin::text FROM {table} ORDER BY 1").all()
+
+    before = [versions(table) for table in ("images", "embeddings_colours")]
 
     materialize_all(definitions, instance)
 
-    with store.engine.connect() as connection:
-        after = [connection.exec_driver_sql(versions.format(table)).all() for table in ("images", "embeddings_colours")]
-    store.engine.dispose()
-    assert after == before
+    assert [versions(table) for table in ("images", "embeddings_colours")] == before
     assert len(before[1]) == len(SQUARES)
+    store.engine.dispose()
 
 
 def test_nothing_kept_stops_the_run_with_the_reason(colours, instance):

@@ -17,9 +17,7 @@ def search(definitions, instance):
     job = definitions.resolve_job_def("search_job")
 
     def search(**config):
-        result = job.execute_in_process(
-            run_config={"ops": {"search_images": {"config": config}}}, instance=instance
-        )
+        result = job.execute_in_process(run_config={"ops": {"search_images": {"config": config}}}, instance=instance)
         (output,) = [event for event in result.all_node_events if event.is_successful_output]
         return result.output_for_node("search_images"), output.event_specific_data.metadata
 
@@ -58,7 +56,7 @@ def test_exactly_one_kind_of_query_is_asked_for(config, count):
     with pytest.raises(QueryError) as caught:
         SearchConfig(**config).query()
 
-    assert str(caught.value) == f"Give exactly one of text, image and like; {count} were given."
+    assert str(caught.value) == f"Give exactly one of a text, a picture and a stored image; {count} were given."
 
 
 def test_a_wrong_type_is_refused_before_the_run(definitions, instance):

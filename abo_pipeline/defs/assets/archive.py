@@ -1,9 +1,12 @@
 """raw_archive: the images' tar on this disk, checked and indexed."""
 
+from functools import partial
+
 import dagster as dg
 
 from abo_pipeline.archive import Archive
 from abo_pipeline.defs.resources import Progress
+from abo_pipeline.download import local_path
 from abo_pipeline.pictures import fetch_images
 from abo_pipeline.settings import Settings
 
@@ -19,13 +22,13 @@ def raw_archive(
     A download goes on where it was cut off. The index, a parquet file beside the tar, is made anew only when the tar
     changed.
     """
-    name = settings.archive.rsplit("/", 1)[-1].split("?")[0]
-    fetched = fetch_images(settings, lambda done, total: progress.download(name, done, total))
+    name = local_path(settings.archive, settings.folder("archives")).name
+    fetched = fetch_images(settings, partial(progress.download, name))
     context.log.info(f"{fetched.path}: {'fetched' if fetched.fetched else 'already here'}, {fetched.bytes:,} bytes")
     with Archive.open(
         fetched.path,
         settings.folder("archives"),
-        progress=lambda done, total: progress.indexing(name, done, total),
+        progress=partial(progress.indexing, name),
     ) as archive:
         return dg.MaterializeResult(
             metadata={

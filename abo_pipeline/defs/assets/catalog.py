@@ -1,5 +1,7 @@
 """image_paths and listings: what there is to embed, and what is known of it."""
 
+from functools import partial
+
 import dagster as dg
 import polars as pl
 
@@ -7,12 +9,12 @@ from abo_pipeline.archive import Archive
 from abo_pipeline.catalog import COLUMN_MEANINGS, SCHEMA, read_catalogue
 from abo_pipeline.defs.metadata import column_schema, preview
 from abo_pipeline.defs.resources import Progress, StoreResource
-from abo_pipeline.download import fetch
+from abo_pipeline.download import fetch, local_path
 from abo_pipeline.listings import COLUMN_MEANINGS as PRODUCT_MEANINGS
 from abo_pipeline.listings import SCHEMA as PRODUCT_SCHEMA
 from abo_pipeline.listings import Listings, no_listings, read_listings
 from abo_pipeline.pictures import open_images
-from abo_pipeline.settings import Settings
+from abo_pipeline.settings import NO_LISTINGS, Settings
 
 
 @dg.asset(
@@ -69,14 +71,14 @@ def listings(
     progress: dg.ResourceParam[Progress],
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """The products that the images show: title, type, colour, brand and keywords. Empty if no listings are set."""
-    found = _read(settings, progress)
+    source, found = _read(settings, progress)
     with store.opened() as opened:
         merged = opened.write_products(found.products)
     return dg.MaterializeResult(
         value=found.products,
         metadata={
             "dagster/row_count": len(found.products),
-            "source": "none" if settings.listings_source is None else settings.listings_source.split("?")[0],
+            "source": source,
             "malformed_lines": found.malformed,
             "duplicates": found.duplicates,
             "images": found.products["image_ids"].explode().n_unique() if len(found.products) else 0,
@@ -88,14 +90,12 @@ def listings(
     )
 
 
-def _read(settings: Settings, progress: Progress) -> Listings:
+def _read(settings: Settings, progress: Progress) -> tuple[str, Listings]:
+    """Where the listings come from, fit to be shown, and what is in them."""
     if settings.listings_source is None:
-        return no_listings()
+        return NO_LISTINGS, no_listings()
     folder = settings.folder("archives")
-    fetched = fetch(
-        settings.listings_source,
-        folder,
-        progress=lambda done, total: progress.download("listings", done, total),
-    )
+    name = local_path(settings.listings_source, folder).name
+    fetched = fetch(settings.listings_source, folder, progress=partial(progress.download, name))
     with Archive.open(fetched.path, folder) as archive:
-        return read_listings(archive)
+        return fetched.source, read_listings(archive)

@@ -4,7 +4,7 @@ import dagster as dg
 import polars as pl
 
 from abo_pipeline.defs.metadata import table
-from abo_pipeline.defs.resources import StoreResource
+from abo_pipeline.defs.resources import Progress, StoreResource
 from abo_pipeline.encoder import Encoder
 from abo_pipeline.sampling import cutoff
 from abo_pipeline.settings import Settings
@@ -18,11 +18,11 @@ from abo_pipeline.store.indexes import build_index, drop_sizes_but
     owners=["team:search"],
 )
 def embedding_index(
-    context: dg.AssetExecutionContext,
     image_paths: pl.DataFrame,
     settings: dg.ResourceParam[Settings],
     encoder: dg.ResourceParam[Encoder],
     store: dg.ResourceParam[StoreResource],
+    progress: dg.ResourceParam[Progress],
 ) -> dg.MaterializeResult[None]:
     """An HNSW index for each size, over the images up to the size's last sample key.
 
@@ -36,11 +36,11 @@ def embedding_index(
                 size,
                 cutoff(image_paths["sample_key"], size),
                 memory_mb=settings.index_memory_mb,
-                progress=context.log.info,
+                progress=progress.building,
             )
             for size in settings.sizes
         ]
-        drop_sizes_but(space, list(settings.sizes), context.log.info)
+        drop_sizes_but(space, list(settings.sizes), progress.building)
     return dg.MaterializeResult(
         metadata={
             "indexes": table(
