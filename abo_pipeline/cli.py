@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # Dagster, polars and the rest are imported by the commands that use them: `abo --help` and an error in a flag come at
 # once.
 
-DEMO_SPACE = "demo"
+DEMO_CATALOGUE = "demo"
 DEMO_SIZES = "100,300,1000"
 DEMO_PARTITIONS = 16
 DEMO_SEARCHES = ("red leather office chair", "a pair of brown boots")
@@ -92,12 +92,12 @@ def demo() -> None:
         archive=str(sample.archive),
         listings=str(sample.listings),
         model=SMALL_MODEL,
-        space=DEMO_SPACE,
+        catalogue=DEMO_CATALOGUE,
         sizes=DEMO_SIZES,
         partitions=DEMO_PARTITIONS,
         queries=DEMO_QUERIES,
     )
-    _run(settings, retry_failures=False)
+    _run(settings)
     for text in DEMO_SEARCHES:
         out.print()
         _print_hits(*_search(settings, text, k=10))
@@ -126,8 +126,10 @@ def demo() -> None:
 @click.option("--min-side", metavar="PIXELS", help="Least width and height of an original. Default: 1000.")
 @click.option("--partitions", metavar="N", help="Ranges that are embedded by one run each. Default: 64.")
 @click.option("--batch-size", metavar="N", help="Images that are embedded and committed together. Default: 64.")
+@click.option("--catalogue", metavar="NAME", help="Keeps archives apart in one database. Default: abo.")
+@click.option("--allow-removal", is_flag=True, help="Let many images leave the catalogue, and their vectors with them.")
 @click.option("--retry-failures", is_flag=True, help="Try images again that failed before.")
-def run(retry_failures: bool, **options: str | None) -> None:
+def run(retry_failures: bool, allow_removal: bool, **options: str | None) -> None:
     """Run the whole pipeline: fetch, filter, embed, index, report. What is done already is not done again.
 
     Without flags and variables it is the official archive; --retry-failures alone repeats the last run.
@@ -135,7 +137,7 @@ def run(retry_failures: bool, **options: str | None) -> None:
     # A bare retry is about the failures of the last run; any other run is what its flags and variables say.
     again = retry_failures and not any(options.values())
     settings = Settings.last() if again else Settings.read(**options)
-    _run(settings, retry_failures=retry_failures)
+    _run(settings, retry_failures=retry_failures, allow_removal=allow_removal)
 
 
 @cli.command()
@@ -277,7 +279,7 @@ def _sample(folder: Path) -> Sample:
         return draw_sample(folder, progress=advance)
 
 
-def _run(settings: Settings, *, retry_failures: bool) -> None:
+def _run(settings: Settings, *, retry_failures: bool = False, allow_removal: bool = False) -> None:
     """Check what is cheap to check, then run."""
     from abo_pipeline.encoder import where_is
     from abo_pipeline.runner import run_pipeline
@@ -288,7 +290,7 @@ def _run(settings: Settings, *, retry_failures: bool) -> None:
     where = where_is(settings.model)
     with TerminalProgress(out, err) as progress:
         progress.say("model", where)
-        run_pipeline(settings, progress, retry_failures=retry_failures)
+        run_pipeline(settings, progress, retry_failures=retry_failures, allow_removal=allow_removal)
 
 
 def _check_grid(grid: Path) -> None:

@@ -57,7 +57,12 @@ def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
 
 
 def run_pipeline(
-    settings: Settings, progress: PipelineProgress, *, retry_failures: bool = False, **resource_overrides: Any
+    settings: Settings,
+    progress: PipelineProgress,
+    *,
+    retry_failures: bool = False,
+    allow_removal: bool = False,
+    **resource_overrides: Any,
 ) -> None:
     """Materialize every asset, and those partitions of the embeddings in which something is to do.
 
@@ -68,6 +73,7 @@ def run_pipeline(
         settings: of the run.
         progress: told what happens.
         retry_failures: try images again that failed before.
+        allow_removal: go on even if many embedded images are no longer in the catalogue.
         resource_overrides: as ``build_definitions`` takes them.
 
     Raises:
@@ -80,7 +86,8 @@ def run_pipeline(
         with StoreResource(settings).opened() as store:
             store.open_space(settings.space_name, encoder)
         for asset in BEFORE:
-            progress.finished(asset, _materialize(definitions, instance, asset))
+            config = {"ops": {asset: {"config": {"allow_removal": allow_removal}}}} if asset == "image_paths" else {}
+            progress.finished(asset, _materialize(definitions, instance, asset, run_config=config))
         # From here on there is something to look at and to go on with, even if this run is interrupted.
         settings.remember()
         progress.finished(EMBEDDINGS, _embed(definitions, instance, settings, progress, retry_failures))

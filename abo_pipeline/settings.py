@@ -27,6 +27,7 @@ from abo_pipeline.errors import SettingsError
 OFFICIAL_ARCHIVE = "https://amazon-berkeley-objects.s3.amazonaws.com/archives/abo-images-small.tar"
 OFFICIAL_LISTINGS = "https://amazon-berkeley-objects.s3.amazonaws.com/archives/abo-listings.tar"
 NO_LISTINGS = "none"
+DEFAULT_CATALOGUE = "abo"
 _LARGEST_SIZE = 10**9
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
@@ -96,6 +97,10 @@ class Settings(BaseSettings):
         description="The product listings, likewise; 'none' for none. Unset: the official ones with the official "
         "images, none with others.",
     )
+    catalogue: str = Field(
+        DEFAULT_CATALOGUE,
+        description="Name of the catalogue. Images, products and vectors of two catalogues are apart.",
+    )
     min_side: int = Field(1000, ge=0, description="Both sides of the original must have at least so many pixels.")
     partitions: int = Field(
         64, ge=1, le=10_000, description="Ranges of the key space that are embedded by one run each."
@@ -140,12 +145,13 @@ class Settings(BaseSettings):
             # Too long for a path, or below a folder that is closed to us: whoever opens it says so.
             return source
 
-    @field_validator("space")
+    @field_validator("catalogue", "space")
     @classmethod
-    def _is_slug(cls, space: str) -> str:
-        if space and not re.fullmatch(r"[a-z][a-z0-9_]{0,31}", space):
-            raise ValueError("a space is named by 1 to 32 of a-z, 0-9 and _, beginning with a letter")
-        return space
+    def _is_slug(cls, name: str) -> str:
+        # Postgres keeps names that begin with pg_ for itself.
+        if name and (not re.fullmatch(r"[a-z][a-z0-9_]{0,31}", name) or name.startswith("pg_")):
+            raise ValueError("a name is 1 to 32 of a-z, 0-9 and _, begins with a letter, and not with pg_")
+        return name
 
     @classmethod
     def settings_customise_sources(

@@ -69,7 +69,7 @@ def test_a_run_reports_each_asset_and_the_commands_that_follow_need_no_flags(abo
     assert (kept < rows, failed, embedded + failed) == (True, 2, kept)
     assert f"kept {kept:,} = embedded {embedded:,} + failed {failed:,}" in out
     assert said["index"].startswith("built 3 in ")
-    assert (tmp_path / "state" / "reports" / "small_clip" / "index.html").is_file()
+    assert (tmp_path / "state" / "reports" / "abo" / "small_clip" / "index.html").is_file()
 
     # A second run finds nothing to do, and says so.
     code, out, _ = abo(*run)
@@ -273,9 +273,11 @@ def test_a_run_that_is_killed_in_the_middle_loses_nothing_and_redoes_nothing(abo
 
     def rows() -> dict[str, str]:
         with engine.connect() as connection:
-            if connection.scalar(text("SELECT to_regclass('embeddings_small_clip')")) is None:
+            if connection.scalar(text("SELECT to_regclass('abo.embeddings_small_clip')")) is None:
                 return {}
-            return dict(map(tuple, connection.execute(text("SELECT image_id, xmin::text FROM embeddings_small_clip"))))
+            return dict(
+                map(tuple, connection.execute(text("SELECT image_id, xmin::text FROM abo.embeddings_small_clip")))
+            )
 
     process = subprocess.Popen([ABO, *map(str, words)], env=os.environ, start_new_session=True)
     deadline = time.monotonic() + 120

@@ -6,6 +6,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from abo_pipeline import store as store_module
 from abo_pipeline.embedding import Tally
 from abo_pipeline.errors import AboError, CatalogError, CheckError, SettingsError, StoreError
 from abo_pipeline.runner import dagster_instance, run_pipeline
@@ -227,3 +228,26 @@ def test_the_password_in_an_archives_url_is_in_no_event(settings):
     assert b"image_paths" in stored or b"raw_archive" in stored
     assert b"s3cret" not in stored
     assert b"t0ken" not in stored
+
+
+def test_another_archive_in_the_same_catalogue_is_refused_and_in_another_one_leaves_the_first_alone(
+    settings, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(store_module, "_FEW_REMOVED", 3)
+    run(settings)
+    other = {f"cc/x{n:02}.jpg": jpeg((0, 0, n * 8)) for n in range(30)}
+    elsewhere = settings.model_copy(update={"archive": str(write_images(tmp_path / "other.tar", other))})
+
+    with pytest.raises(StoreError) as caught:
+        run(elsewhere)
+    run(elsewhere.model_copy(update={"catalogue": "other"}))
+    again = run(settings).assets["image_embeddings"]
+    meant = run(elsewhere, allow_removal=True).assets["image_embeddings"]
+
+    assert str(caught.value) == (
+        "31 of the catalogue's 31 images are not in this archive, or not kept any more, and their vectors would be "
+        "removed. If this is another archive, give it a catalogue of its own with --catalogue NAME (ABO_CATALOGUE); "
+        "if they are meant to go, use --allow-removal."
+    )
+    assert (again["embedded"], again["skipped"], again["kept"]) == (0, 30, 31)
+    assert (meant["embedded"], meant["removed"], meant["kept"]) == (30, 31, 30)

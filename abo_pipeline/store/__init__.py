@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import polars as pl
-from sqlalchemy import Engine, select, text
+from sqlalchemy import Connection, Engine, exists, func, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from abo_pipeline.encoder import Encoder
@@ -16,10 +16,21 @@ from abo_pipeline.errors import StoreError
 from abo_pipeline.settings import Settings
 from abo_pipeline.store.database import database_url, open_engine, transaction
 from abo_pipeline.store.merge import Merged, merge
-from abo_pipeline.store.schema import Base, Image, Product, ProductImage, Space, create_embeddings_table
+from abo_pipeline.store.schema import (
+    Base,
+    Image,
+    Product,
+    ProductImage,
+    Space,
+    create_embeddings_table,
+    embeddings_table,
+)
 from abo_pipeline.store.spaces import Account, EmbeddingSpace, accounts
 
 __all__ = ["EmbeddingSpace", "Merged", "Store", "open_store"]
+
+_FEW_REMOVED, _SHARE_REMOVED = 100, 0.1
+"""Up to so many images, or such a share of them, may leave a catalogue without being asked about."""
 
 _IMAGE_COLUMNS = ("image_id", "path", "width", "height", "sample_key", "digest")
 _PRODUCT_COLUMNS = (
@@ -48,9 +59,28 @@ class Store:
             pgvector = connection.scalar(text("SELECT extversion FROM pg_extension WHERE extname = 'vector'"))
         return str(server), str(pgvector)
 
-    def write_images(self, kept: pl.DataFrame) -> Merged:
-        """Make the catalogue what ``kept`` says: the columns of ``catalog.SCHEMA``, one row an image."""
-        return self._replace(Image, _IMAGE_COLUMNS, kept.select(_IMAGE_COLUMNS))
+    def write_images(self, kept: pl.DataFrame, *, allow_removal: bool = False) -> Merged:
+        """Make the catalogue what ``kept`` says.
+
+        Args:
+            kept: the columns of ``catalog.SCHEMA``, one row an image.
+            allow_removal: take it even if many images that have been embedded would leave the catalogue, and lose
+                their vectors when their partitions are run.
+
+        Raises:
+            StoreError: more would leave than can be meant; nothing is changed.
+        """
+        with transaction(self.engine) as connection:
+            before = connection.scalar(select(func.count()).select_from(Image)) or 0
+            merged = _replace(connection, Image, _IMAGE_COLUMNS, kept.select(_IMAGE_COLUMNS))
+            too_many = merged.removed > max(_FEW_REMOVED, _SHARE_REMOVED * before)
+            if too_many and not allow_removal and self._has_vectors(connection):
+                raise StoreError(
+                    f"{merged.removed:,} of the catalogue's {before:,} images are not in this archive, or not kept any "
+                    "more, and their vectors would be removed. If this is another archive, give it a catalogue of its "
+                    "own with --catalogue NAME (ABO_CATALOGUE); if they are meant to go, use --allow-removal."
+                )
+        return merged
 
     def write_products(self, products: pl.DataFrame) -> Merged:
         """Make the listings what ``products`` says: the columns of ``listings.SCHEMA``."""
@@ -60,8 +90,9 @@ class Store:
             .drop_nulls("image_id")
             .with_columns(position=pl.int_range(pl.len()).over("item_id", "domain_name"))
         )
-        merged = self._replace(Product, _PRODUCT_COLUMNS, products.select(_PRODUCT_COLUMNS))
-        self._replace(ProductImage, _PRODUCT_IMAGE_COLUMNS, shown.select(_PRODUCT_IMAGE_COLUMNS))
+        with transaction(self.engine) as connection:
+            merged = _replace(connection, Product, _PRODUCT_COLUMNS, products.select(_PRODUCT_COLUMNS))
+            _replace(connection, ProductImage, _PRODUCT_IMAGE_COLUMNS, shown.select(_PRODUCT_IMAGE_COLUMNS))
         return merged
 
     def open_space(self, name: str, encoder: Encoder) -> EmbeddingSpace:
@@ -113,9 +144,15 @@ class Store:
                 create_embeddings_table(connection, space.table)
         return self.find_space(name) or space
 
-    def _replace(self, model: type[Base], columns: tuple[str, ...], rows: pl.DataFrame) -> Merged:
-        with transaction(self.engine) as connection:
-            return merge(connection, model.__table__, columns, rows.iter_rows(), replace=True)  # type: ignore[arg-type]
+    def _has_vectors(self, connection: Connection) -> bool:
+        spaces = connection.execute(select(Space.name, Space.dimension)).all()
+        tables = [embeddings_table(name, dimension) for name, dimension in spaces]
+        return any(connection.scalar(select(exists(select(table.c.image_id)))) for table in tables)
+
+
+def _replace(connection: Connection, model: type[Base], columns: tuple[str, ...], rows: pl.DataFrame) -> Merged:
+    table = model.metadata.tables[model.__tablename__]
+    return merge(connection, table, columns, rows.iter_rows(), replace=True)
 
 
 def open_store(settings: Settings) -> Store:
@@ -125,4 +162,4 @@ def open_store(settings: Settings) -> Store:
         SettingsError: the state folder cannot be written to.
         StoreError: the database does not answer or is not fit.
     """
-    return Store(open_engine(database_url(settings)))
+    return Store(open_engine(database_url(settings), settings.catalogue))

@@ -6,6 +6,7 @@ is run is for ``embedded``.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -14,7 +15,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, 
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from abo_pipeline.errors import StoreError
-from abo_pipeline.settings import Settings
+from abo_pipeline.settings import DEFAULT_CATALOGUE, Settings
 from abo_pipeline.store.embedded import EmbeddedServer
 from abo_pipeline.store.schema import lock_schema, upgrade
 
@@ -52,8 +53,11 @@ def database_url(settings: Settings) -> URL:
     return url.set(drivername="postgresql+psycopg")
 
 
-def open_engine(url: URL) -> Engine:
+def open_engine(url: URL, catalogue: str = DEFAULT_CATALOGUE) -> Engine:
     """An engine on a database that is fit: it answers, has pgvector, and has our tables in their newest version.
+
+    The tables of each catalogue are in a Postgres schema of its name, so that two archives in one database know nothing
+    of each other.
 
     Raises:
         StoreError: it does not answer, lacks pgvector, or has tables of a newer version of this package.
@@ -63,11 +67,12 @@ def open_engine(url: URL) -> Engine:
         pool_pre_ping=True,
         connect_args={"connect_timeout": _CONNECT_TIMEOUT, "application_name": "abo_pipeline"},
     )
+    event.listen(engine, "connect", partial(_enter_schema, catalogue))
     with transaction(engine) as connection:
         # Before the extension too: of two that create it at once, "IF NOT EXISTS" lets one fail.
         lock_schema(connection)
         _ensure_pgvector(connection)
-        upgrade(connection)
+        upgrade(connection, catalogue)
     event.listen(engine, "connect", _register_vector)
     # The one connection that is open already was made before the type was known to exist.
     engine.dispose()
@@ -139,6 +144,14 @@ def _ensure_pgvector(connection: Connection) -> None:
 def _pgvector_version(connection: Connection) -> str | None:
     version = connection.scalar(text("SELECT extversion FROM pg_extension WHERE extname = 'vector'"))
     return str(version) if version else None
+
+
+def _enter_schema(catalogue: str, connection: Any, record: object) -> None:
+    """Look for tables in the catalogue's schema first, and then wherever this user's sessions look."""
+    del record
+    path = f"{catalogue}, {{}}".format(connection.execute("SHOW search_path").fetchone()[0])
+    connection.execute("SELECT set_config('search_path', %s, false)", [path])
+    connection.commit()
 
 
 def _register_vector(connection: Any, record: object) -> None:

@@ -93,17 +93,19 @@ def nearest(
         exclude: image_ids to leave out.
     """
     parameters = {"query": vector, "k": k, "exclude": list(exclude)}
-    with transaction(space.engine) as connection:
-        if scope.index_name and k <= MAX_EF_SEARCH:
+    if scope.index_name and k <= MAX_EF_SEARCH:
+        with transaction(space.engine) as connection:
             _set_effort(connection, k)
             rows = connection.execute(_indexed(space, scope), parameters | {"candidates": _candidates(k)}).all()
-            if len(rows) == k:
-                return [Neighbour(*row) for row in rows]
+        if len(rows) == k:
+            return [Neighbour(*row) for row in rows]
+    # In a transaction of its own, without the settings that keep the planner to an index.
+    with transaction(space.engine) as connection:
         return [Neighbour(*row) for row in connection.execute(_exact(space, scope), parameters)]
 
 
 def explain(space: EmbeddingSpace, vector: NDArray[np.float32], k: int, scope: Scope) -> str:
-    """Postgres's plan of the search that ``nearest`` runs."""
+    """Postgres's plan of the search that ``nearest`` runs, under the settings that it runs with."""
     parameters = {"query": vector, "k": k, "exclude": [], "candidates": _candidates(k)}
     with transaction(space.engine) as connection:
         _set_effort(connection, k)

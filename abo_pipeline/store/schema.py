@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqlalchemy.schema import CreateIndex, CreateTable
+from sqlalchemy.schema import CreateIndex, CreateSchema, CreateTable
 
 from abo_pipeline.errors import StoreError
 
@@ -140,7 +140,8 @@ def create_embeddings_table(connection: Connection, table: Table) -> None:
 
 
 def _first_tables(connection: Connection) -> None:
-    Base.metadata.create_all(connection)
+    # Without a look at what is there: a table of the same name in another schema is somebody else's.
+    Base.metadata.create_all(connection, checkfirst=False)
 
 
 STEPS: tuple[Callable[[Connection], None], ...] = (_first_tables,)
@@ -156,16 +157,22 @@ def lock_schema(connection: Connection) -> None:
     connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
 
 
-def upgrade(connection: Connection) -> None:
-    """Bring the schema to the newest version, in the caller's transaction and under its ``lock_schema``.
+def upgrade(connection: Connection, schema: str) -> None:
+    """Bring a schema to the newest version, in the caller's transaction and under its ``lock_schema``.
 
     Doing so again changes nothing.
+
+    Args:
+        connection: one that looks for tables in that schema first.
+        schema: a Postgres schema, made if it is not there.
 
     Raises:
         StoreError: the schema was made by a newer version of this package.
     """
-    # CREATE TABLE IF NOT EXISTS needs the right to create even where there is nothing to create: look first.
-    if not inspect(connection).has_table(_VERSION.name):
+    # IF NOT EXISTS needs the right to create even where there is nothing to create: look first.
+    if not inspect(connection).has_schema(schema):
+        connection.execute(CreateSchema(schema))
+    if not inspect(connection).has_table(_VERSION.name, schema):
         connection.execute(CreateTable(_VERSION))
     version = connection.scalar(select(func.max(_VERSION.c.version))) or 0
     if version > len(STEPS):

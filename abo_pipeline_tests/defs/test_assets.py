@@ -11,7 +11,7 @@ from PIL import Image
 
 from abo_pipeline import catalog
 from abo_pipeline.definitions import build_definitions
-from abo_pipeline.defs.assets.catalog import image_paths
+from abo_pipeline.defs.assets.catalog import CatalogueConfig, image_paths
 from abo_pipeline.defs.assets.embeddings import EmbeddingConfig, image_embeddings_asset
 from abo_pipeline.defs.resources import LogProgress, StoreResource
 from abo_pipeline.errors import CatalogError
@@ -62,13 +62,13 @@ def test_image_paths_counts_each_row_and_its_check_looks_again(definitions, inst
 
 
 def test_an_asset_can_be_called_directly(colours):
-    result = image_paths(settings=colours, store=StoreResource(colours))
+    result = image_paths(CatalogueConfig(), settings=colours, store=StoreResource(colours))
 
     assert len(result.value) == 40
 
 
 def test_the_embeddings_asset_can_be_called_directly_for_one_partition(colours):
-    kept = image_paths(settings=colours, store=StoreResource(colours)).value
+    kept = image_paths(CatalogueConfig(), settings=colours, store=StoreResource(colours)).value
     context = dg.build_asset_context(partition_key="01of2")
 
     image_embeddings_asset(colours)(
@@ -170,7 +170,7 @@ def test_the_report_asset_shows_a_grid_and_says_where_the_rest_is(definitions, i
 
     found = metadata(materialize(definitions, instance, "embedding_index", "search_report"), "search_report")
 
-    assert found["page"] == str(colours.state_dir / "reports" / "colours" / "index.html")
+    assert found["page"] == str(colours.state_dir / "reports" / "abo" / "colours" / "index.html")
     assert (found["coverage_10"], found["coverage_30"]) == ("all 10 embedded", "all 30 embedded")
     data = found["grid"].removeprefix("![red](data:image/png;base64,").removesuffix(")")
     assert Image.open(io.BytesIO(base64.b64decode(data))).width == 640

@@ -6,11 +6,13 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import polars as pl
 import psycopg
 import pytest
 from sqlalchemy import URL, make_url, text
 from sqlalchemy.exc import DBAPIError
 
+from abo_pipeline import catalog
 from abo_pipeline.errors import StoreError
 from abo_pipeline.settings import Settings
 from abo_pipeline.store import Store, database, open_store
@@ -83,7 +85,7 @@ def shown(url: URL) -> str:
 
 
 def tables(url: URL) -> list[str]:
-    return [name for (name,) in execute(url, "SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1")]
+    return [name for (name,) in execute(url, "SELECT tablename FROM pg_tables WHERE schemaname = 'abo' ORDER BY 1")]
 
 
 def normalised(given: str) -> str:
@@ -99,7 +101,7 @@ def test_a_blank_database_gets_the_extension_and_the_tables(blank):
     server_version, pgvector_version = store.versions()
 
     assert tables(blank) == TABLES
-    assert execute(blank, "SELECT version FROM schema_version") == [(1,)]
+    assert execute(blank, "SELECT version FROM abo.schema_version") == [(1,)]
     assert execute(blank, "SHOW server_version") == [(server_version,)]
     assert execute(blank, "SELECT extversion FROM pg_extension WHERE extname = 'vector'") == [(pgvector_version,)]
     store.engine.dispose()
@@ -108,12 +110,12 @@ def test_a_blank_database_gets_the_extension_and_the_tables(blank):
 def test_coming_again_changes_nothing(blank):
     open_engine(blank).dispose()
     before = execute(blank, "SELECT oid, relname, relfilenode FROM pg_class ORDER BY oid")
-    versions = execute(blank, "SELECT ctid, xmin, version FROM schema_version")
+    versions = execute(blank, "SELECT ctid, xmin, version FROM abo.schema_version")
 
     open_engine(blank).dispose()
 
     assert execute(blank, "SELECT oid, relname, relfilenode FROM pg_class ORDER BY oid") == before
-    assert execute(blank, "SELECT ctid, xmin, version FROM schema_version") == versions
+    assert execute(blank, "SELECT ctid, xmin, version FROM abo.schema_version") == versions
 
 
 def test_four_that_come_first_at_once_all_find_it_fit(make_blank):
@@ -121,7 +123,7 @@ def test_four_that_come_first_at_once_all_find_it_fit(make_blank):
         start.wait()
         engine = open_engine(url)
         with transaction(engine) as connection:
-            found = connection.scalars(text("SELECT version FROM schema_version")).all()
+            found = connection.scalars(text("SELECT version FROM abo.schema_version")).all()
         engine.dispose()
         return list(found)
 
@@ -144,7 +146,8 @@ def test_vectors_come_back_as_vectors_on_every_connection(store):
 
 def test_a_user_who_may_not_create_anything_can_use_what_the_owner_made_ready(blank, stranger):
     open_engine(blank).dispose()
-    execute(blank, f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {stranger}")
+    execute(blank, f"GRANT USAGE ON SCHEMA abo TO {stranger}")
+    execute(blank, f"GRANT SELECT ON ALL TABLES IN SCHEMA abo TO {stranger}")
 
     store = Store(open_engine(blank.set(username=stranger)))
 
@@ -302,7 +305,7 @@ def test_what_is_wrong_with_a_statement_is_not_blamed_on_the_server(store):
 
 def test_tables_of_a_newer_version_are_left_alone(blank):
     open_engine(blank).dispose()
-    execute(blank, "UPDATE schema_version SET version = 7")
+    execute(blank, "UPDATE abo.schema_version SET version = 7")
 
     said = refusal(blank)
 
@@ -310,7 +313,7 @@ def test_tables_of_a_newer_version_are_left_alone(blank):
         "The database has schema version 7, made by a newer abo_pipeline; this one knows 1. "
         "Upgrade abo_pipeline, or use another database."
     )
-    assert execute(blank, "SELECT version FROM schema_version") == [(7,)]
+    assert execute(blank, "SELECT version FROM abo.schema_version") == [(7,)]
 
 
 def test_a_server_without_pgvector_is_told_where_to_get_it(blank):
@@ -345,7 +348,8 @@ def test_a_user_who_may_not_create_tables_is_told_what_is_refused(blank, strange
     said = refusal(url)
 
     assert said == (
-        f"The database at {shown(url)} does not let this user do that: permission denied for schema public. "
+        f"The database at {shown(url)} does not let this user do that: permission denied for database "
+        f"{url.database}. "
         "Have its owner grant it, or name another user in ABO_DATABASE_URL."
     )
 
@@ -373,3 +377,29 @@ def test_a_pgvector_that_is_new_enough_will_do(blank, version):
 
     assert store.versions()[1] == version
     store.engine.dispose()
+
+
+# --- Catalogues ---
+
+
+def test_two_catalogues_in_one_database_know_nothing_of_each_other(blank):
+    ours, theirs = Store(open_engine(blank)), Store(open_engine(blank, "other"))
+    kept = pl.DataFrame([("a", "aa/a.jpg", 1000, 1000, 7, 0, 1, "d")], schema=catalog.SCHEMA, orient="row")
+
+    ours.write_images(kept)
+
+    assert ours.accounts("clip", [0])[0].kept == 1
+    assert theirs.accounts("clip", [0])[0].kept == 0
+    for store in (ours, theirs):
+        store.engine.dispose()
+
+
+def test_tables_of_the_same_names_that_are_somebody_elses_are_left_alone(blank):
+    execute(blank, "CREATE TABLE images (theirs int)")
+    execute(blank, "CREATE TABLE schema_version (version int)")
+    execute(blank, "INSERT INTO schema_version VALUES (99)")
+
+    open_engine(blank).dispose()
+
+    assert tables(blank) == TABLES
+    assert execute(blank, "SELECT version FROM public.schema_version") == [(99,)]

@@ -140,7 +140,7 @@ def test_an_index_is_over_half_precision_and_over_its_size_only(space):
         definition = connection.scalar(text("SELECT pg_get_indexdef(to_regclass(:name))"), {"name": name})
 
     assert definition == (
-        f"CREATE INDEX {name} ON public.embeddings_clip USING hnsw (((embedding)::halfvec(16)) halfvec_cosine_ops) "
+        f"CREATE INDEX {name} ON abo.embeddings_clip USING hnsw (((embedding)::halfvec(16)) halfvec_cosine_ops) "
         "WITH (m='24', ef_construction='128') WHERE (sample_key <= 99)"
     )
 

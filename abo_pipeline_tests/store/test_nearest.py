@@ -99,7 +99,7 @@ class Library:
     def catalogue(self, ids: Iterable[str]) -> None:
         """Make these ids, and no others, the catalogue."""
         rows = [(str(name), f"{name}.jpg", 1000, 1000, sample_key(str(name)), 0, 1, "d1") for name in ids]
-        self.store.write_images(pl.DataFrame(rows, schema=catalog.SCHEMA, orient="row"))
+        self.store.write_images(pl.DataFrame(rows, schema=catalog.SCHEMA, orient="row"), allow_removal=True)
 
     def index(self, *sizes: int) -> None:
         for size in sizes:
@@ -401,7 +401,7 @@ def test_without_any_index_no_size_is_every_image(store):
 def test_the_smallest_key_there_can_be_is_a_cutoff_too(store):
     space = store.open_space("clip", NamedEncoder())
     rows = [("a", "a.jpg", 1000, 1000, 0, 0, 1, "d1"), ("b", "b.jpg", 1000, 1000, 1, 0, 1, "d1")]
-    store.write_images(pl.DataFrame(rows, schema=catalog.SCHEMA, orient="row"))
+    store.write_images(pl.DataFrame(rows, schema=catalog.SCHEMA, orient="row"), allow_removal=True)
 
     assert scope(space, 1) == Scope(1, 0, None)
 

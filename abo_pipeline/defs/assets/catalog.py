@@ -17,6 +17,13 @@ from abo_pipeline.pictures import open_images
 from abo_pipeline.settings import NO_LISTINGS, Settings
 
 
+class CatalogueConfig(dg.Config):
+    """What a run may be told."""
+
+    allow_removal: bool = False
+    """Take a catalogue that many embedded images are no longer in; their vectors go with them."""
+
+
 @dg.asset(
     deps=["raw_archive"],
     io_manager_key="parquet",
@@ -29,7 +36,7 @@ from abo_pipeline.settings import NO_LISTINGS, Settings
     },
 )
 def image_paths(
-    settings: dg.ResourceParam[Settings], store: dg.ResourceParam[StoreResource]
+    config: CatalogueConfig, settings: dg.ResourceParam[Settings], store: dg.ResourceParam[StoreResource]
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """The images that are kept: originals that are large enough and in the archive, in sample order.
 
@@ -38,7 +45,7 @@ def image_paths(
     with open_images(settings) as archive:
         catalogue = read_catalogue(archive, min_side=settings.min_side)
     with store.opened() as opened:
-        merged = opened.write_images(catalogue.kept)
+        merged = opened.write_images(catalogue.kept, allow_removal=config.allow_removal)
     return dg.MaterializeResult(
         value=catalogue.kept,
         metadata={

@@ -30,7 +30,7 @@ def search_report(
     """
     with store.opened() as opened:
         search = ImageSearch(opened, encoder, settings)
-        folder = settings.folder("reports", settings.space_name)
+        folder = settings.folder("reports", settings.catalogue, settings.space_name)
         report = write_report(search, settings.queries, settings.sizes, settings.report_k, folder)
     for size in report.coverage:
         (context.log.info if size.complete else context.log.warning)(f"size {size.size:,}: {size}")
