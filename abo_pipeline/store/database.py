@@ -147,10 +147,14 @@ def _pgvector_version(connection: Connection) -> str | None:
 
 
 def _enter_schema(catalogue: str, connection: Any, record: object) -> None:
-    """Look for tables in the catalogue's schema first, and then wherever this user's sessions look."""
+    """Look for tables in the catalogue's schema first, and then wherever this database's sessions look.
+
+    But not in the schema that is named like the user, where sessions look by default: it may be another catalogue.
+    """
     del record
-    path = f"{catalogue}, {{}}".format(connection.execute("SHOW search_path").fetchone()[0])
-    connection.execute("SELECT set_config('search_path', %s, false)", [path])
+    usual = connection.execute("SHOW search_path").fetchone()[0].split(",")
+    path = [catalogue, *(entry.strip() for entry in usual if entry.strip() != '"$user"')]
+    connection.execute("SELECT set_config('search_path', %s, false)", [", ".join(path)])
     connection.commit()
 
 

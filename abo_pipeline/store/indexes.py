@@ -76,10 +76,10 @@ def build_index(
     name = _index_name(space.name, cutoff)
     started = time.monotonic()
     with _maintenance(space) as connection:
-        built = not _is_valid(connection, name)
+        built = not _is_valid(connection, space, name)
         if built:
             _build(connection, space, name, cutoff, memory_mb, progress)
-        if not _is_valid(connection, name):
+        if not _is_valid(connection, space, name):
             raise StoreError(
                 f"Index {name} is not valid after its build; the one before it still serves. Build it again."
             )
@@ -125,7 +125,7 @@ def _build(
     connection: Connection, space: EmbeddingSpace, name: str, cutoff: int, memory_mb: int, progress: Progress
 ) -> None:
     # What an interrupted build left behind is invalid, and would keep the name.
-    connection.execute(text(f"DROP INDEX CONCURRENTLY IF EXISTS {name}"))
+    _drop(connection, name)
     rows, _ = space.coverage(cutoff)
     memory = _memory_mb(rows, space.dimension, memory_mb)
     workers = max(0, min(_cores() - 1, 7))
@@ -203,13 +203,25 @@ _PROGRESS = text(
 )
 
 _VALIDITY = text(
-    "SELECT indisvalid, indisready, pg_relation_size(indexrelid) FROM pg_index WHERE indexrelid = to_regclass(:name)"
+    """
+    SELECT indisvalid, indisready, pg_relation_size(indexrelid)
+    FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
+    WHERE indrelid = to_regclass(:table) AND relname = :name
+    """
 )
+"""By the table, and not by the name alone: another catalogue, further along the search path, may have an index of the
+same name."""
 
 
-def _is_valid(connection: Connection, name: str) -> bool:
-    row = connection.execute(_VALIDITY, {"name": name}).one_or_none()
+def _is_valid(connection: Connection, space: EmbeddingSpace, name: str) -> bool:
+    row = connection.execute(_VALIDITY, {"table": space.table.name, "name": name}).one_or_none()
     return row is not None and row[0] and row[1]
+
+
+def _drop(connection: Connection, name: str) -> None:
+    """Drop this catalogue's index of that name, and for want of one not another catalogue's."""
+    schema = connection.scalar(text("SELECT quote_ident(current_schema())"))
+    connection.execute(text(f"DROP INDEX CONCURRENTLY IF EXISTS {schema}.{name}"))
 
 
 def _register(connection: Connection, space: EmbeddingSpace, size: int, cutoff: int, name: str) -> None:
@@ -231,12 +243,12 @@ def _drop_unused(connection: Connection, space: EmbeddingSpace, progress: Progre
     )
     ours = {"table": space.table.name, "prefix": f"hnsw_{space.name}_", "space": space.name}
     for name in connection.scalars(unused, ours).all():
-        connection.execute(text(f"DROP INDEX CONCURRENTLY IF EXISTS {name}"))
+        _drop(connection, name)
         progress(f"dropped {name}, which no size needs any more")
 
 
 def _status(space: EmbeddingSpace, size: int, cutoff: int, name: str, *, built: bool, seconds: float) -> IndexStatus:
     rows, _ = space.coverage(cutoff)
     with transaction(space.engine) as connection:
-        valid, ready, size_bytes = connection.execute(_VALIDITY, {"name": name}).one()
+        valid, ready, size_bytes = connection.execute(_VALIDITY, {"table": space.table.name, "name": name}).one()
     return IndexStatus(name, size, cutoff, rows, size_bytes, valid, ready, built, seconds)

@@ -16,7 +16,7 @@ from abo_pipeline import catalog
 from abo_pipeline.errors import StoreError
 from abo_pipeline.sampling import LAST_KEY
 from abo_pipeline.store import EmbeddingSpace, Store, indexes
-from abo_pipeline.store.database import transaction
+from abo_pipeline.store.database import open_engine, transaction
 from abo_pipeline.store.indexes import IndexStatus, build_index, drop_sizes_but
 from abo_pipeline.store.nearest import explain, nearest, scope
 from abo_pipeline.store.spaces import Embedded
@@ -331,6 +331,26 @@ def test_the_indexes_of_another_space_are_let_alone(store, space):
     assert vector_indexes(other) == {theirs.name: True}
     assert registered(other) == {100: (99, theirs.name)}
     assert ours.name != theirs.name
+
+
+def test_the_indexes_of_another_catalogue_are_let_alone(space):
+    ours = build(space, 1_000, LAST_KEY)
+    # On the embedded server the first catalogue is named as the user is, so that its sessions look there too.
+    other = Store(open_engine(space.engine.url, "other")).open_space("clip", NamedEncoder())
+    write(other, *range(50))
+
+    theirs = build(other, 1_000, LAST_KEY)
+    plan = explain(other, vector(7), 10, scope(other, 1_000))
+    found = vector_indexes(other)
+    drop_sizes_but(other, [])
+
+    assert (theirs.rows, theirs.built, theirs.name) == (50, True, ours.name)
+    assert f"using {theirs.name} " in plan
+    assert found == {theirs.name: True}
+    assert vector_indexes(other) == {}
+    assert vector_indexes(space) == {ours.name: True}
+    assert answers(space, 1_000) == exact_answers(range(ROWS))
+    other.engine.dispose()
 
 
 # --- At once ---

@@ -120,6 +120,52 @@ def test_an_empty_catalogue_empties_the_table(store):
     assert rows(store, Image) == set()
 
 
+def thousand(first: int = 0) -> pl.DataFrame:
+    """A catalogue of the images from that number up to the thousandth."""
+    return kept([(f"{n:08x}", f"{n:08x}.jpg", 1000, 1000, n, 0, 1, "d") for n in range(first, 1_000)])
+
+
+@pytest.fixture
+def embedded_thousand(store: Store) -> Store:
+    """A thousand images, of which one is embedded."""
+    store.write_images(thousand())
+    store.open_space("clip", NamedEncoder()).write([Embedded(f"{999:08x}", 999, "d", np.ones(3, np.float32))], [])
+    return store
+
+
+def test_a_catalogue_that_would_lose_more_than_can_be_meant_is_refused_and_nothing_changes(embedded_thousand):
+    with pytest.raises(StoreError) as refused:
+        embedded_thousand.write_images(thousand(first=101))
+
+    assert str(refused.value) == (
+        "101 of the catalogue's 1,000 images are not in this archive, or not kept any more, and their vectors would be "
+        "removed. If this is another archive, give it a catalogue of its own with --catalogue NAME (ABO_CATALOGUE); "
+        "if they are meant to go, use --allow-removal."
+    )
+    assert len(rows(embedded_thousand, Image)) == 1_000
+
+
+def test_a_few_images_may_leave_without_a_question(embedded_thousand):
+    merged = embedded_thousand.write_images(thousand(first=100))
+
+    assert merged == Merged(added=0, changed=0, removed=100)
+
+
+def test_all_images_may_leave_where_it_is_allowed(embedded_thousand):
+    merged = embedded_thousand.write_images(kept([]), allow_removal=True)
+
+    assert merged == Merged(added=0, changed=0, removed=1_000)
+
+
+def test_all_images_may_leave_where_none_is_embedded(store):
+    store.write_images(thousand())
+    store.open_space("clip", NamedEncoder())
+
+    merged = store.write_images(kept([]))
+
+    assert merged == Merged(added=0, changed=0, removed=1_000)
+
+
 # --- The listings ---
 
 
