@@ -128,9 +128,11 @@ class EmbeddingSpace:
                     f"space {self.name} has {self.dimension}."
                 )
         rows = [(image.image_id, image.sample_key, image.digest, self.fingerprint, image.vector) for image in embedded]
+        good, bad = [image.image_id for image in embedded], [failure.image_id for failure in failed]
         with transaction(self.engine) as connection:
-            self._forget_failures(connection, [image.image_id for image in embedded])
-            self._forget_vectors(connection, [failure.image_id for failure in failed])
+            self._take_turns(connection, good + bad)
+            self._forget_failures(connection, good)
+            self._forget_vectors(connection, bad)
             if rows:
                 merge(connection, self.table, _EMBEDDING_COLUMNS, rows)
             if failed:
@@ -190,6 +192,15 @@ class EmbeddingSpace:
         )
         with transaction(self.engine) as connection:
             return [(row[0], row[1], row[2], row[3]) for row in connection.execute(query)]
+
+    def _take_turns(self, connection: Connection, image_ids: Sequence[str]) -> None:
+        """Wait for whoever else writes of these images, in an order that cannot become a deadlock.
+
+        Of two runs with different outcomes for an image, neither would see, and so remove, the other's row.
+        """
+        these = Image.image_id == any_(bindparam("ids", type_=ARRAY(Text)))
+        lock = select(Image.image_id).where(these).order_by(Image.image_id).with_for_update(key_share=True)
+        connection.execute(lock, {"ids": list(image_ids)})
 
     def _forget_failures(self, connection: Connection, image_ids: Sequence[str]) -> None:
         if image_ids:

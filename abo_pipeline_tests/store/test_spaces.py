@@ -1,7 +1,9 @@
 """One space's rows: what is embedded, what has failed, and that every image is accounted for."""
 
 import random
+import threading
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -138,6 +140,27 @@ def test_an_image_that_fails_loses_its_vector_and_one_that_is_embedded_its_failu
 
     assert [row[0] for row in stored(space)["vectors"]] == ["b", "c"]
     assert [row[1] for row in stored(space)["failures"]] == ["a", "d"]
+
+
+def test_two_at_once_with_different_outcomes_leave_one_of_them(store, space):
+    write_images(store, [("a", 0, "d1"), ("b", 1, "d1")])
+    outcomes = [
+        ([embedded("a"), embedded("b", 1)], []),
+        ([], [failed("b", 1), failed("a")]),
+    ]
+
+    with ThreadPoolExecutor(2) as threads:
+        for _ in range(40):
+            start = threading.Barrier(2)
+
+            def write(outcome, start=start):
+                start.wait()
+                space.write(*outcome)
+
+            for done in [threads.submit(write, outcome) for outcome in outcomes]:
+                done.result()
+
+            assert space.account().settled
 
 
 def test_a_vector_of_another_length_is_refused_with_both_lengths(space):
