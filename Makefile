@@ -28,7 +28,7 @@ dev: $(VENV)/.installed ## Dagster's UI on the state of the last run
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "Making the environment in $(VENV); the first time this takes some minutes."
 	$(PYTHON) -m venv --without-pip $(VENV)
-	$(PYTHON) -m pip --python $(BIN)/python install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(PYTHON) -m pip --python $(BIN)/python install -qq --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 clean: ## remove the environment and everything that was made; stops the embedded Postgres

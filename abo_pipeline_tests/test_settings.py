@@ -35,6 +35,7 @@ def test_the_defaults_are_the_official_archive_and_the_full_model(tmp_path):
         "state_dir": tmp_path / "state",
         "archive": OFFICIAL_ARCHIVE,
         "listings": "",
+        "catalogue": "abo",
         "min_side": 1000,
         "partitions": 64,
         "sizes": (1_000, 10_000, 100_000),
@@ -181,7 +182,7 @@ def test_a_variable_that_is_no_setting_is_ignored(monkeypatch):
         ),
         (
             {"space": "CLIP"},
-            "ABO_SPACE has value 'CLIP': a space is named by 1 to 32 of a-z, 0-9 and _, beginning with a letter.",
+            "ABO_SPACE has value 'CLIP': a name is 1 to 32 of a-z, 0-9 and _, begins with a letter, and not with pg_.",
         ),
         (
             {"state_dir": "~no-such-user/state"},
@@ -213,9 +214,9 @@ def test_a_space_may_be_named_by_hand(space):
     assert Settings.read(space=space).space_name == space
 
 
-@pytest.mark.parametrize("space", ["a" * 33, "1a", "_a", "a-b", "a b", "é", 'a"; DROP TABLE spaces; --'])
+@pytest.mark.parametrize("space", ["a" * 33, "1a", "_a", "a-b", "a b", "é", "pg_temp", 'a"; DROP TABLE spaces; --'])
 def test_a_space_that_could_be_no_table_name_is_refused(space):
-    assert refusal(space=space).startswith(f"ABO_SPACE has value {space!r}: a space is named by ")
+    assert refusal(space=space).startswith(f"ABO_SPACE has value {space!r}: a name is 1 to 32 of ")
 
 
 # --- What a run leaves ---

@@ -59,7 +59,7 @@ def test_partitions_are_a_setting():
 
 
 def test_by_default_there_are_64_partitions_and_one_search_job():
-    embeddings = defs.resolve_asset_graph().get(dg.AssetKey("image_embeddings"))
+    embeddings = build_definitions(Settings.read()).resolve_asset_graph().get(dg.AssetKey("image_embeddings"))
 
     assert len(embeddings.partitions_def.get_partition_keys()) == 64
     assert [job.name for job in defs.jobs] == ["search_job"]
