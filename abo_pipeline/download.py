@@ -27,6 +27,12 @@ from abo_pipeline.errors import ArchiveError
 Progress = Callable[[int, int | None], None]
 """Called with the bytes done and, where known, the bytes in all."""
 
+
+def in_megabytes(done: int, total: int | None) -> str:
+    """How far something is, in words: ``12 of 43 MB``."""
+    return f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB" if total else f"{done / 1e6:,.0f} MB"
+
+
 CHUNK_BYTES = 1 << 20
 # What a cut connection loses at most, so it must be small.
 _NETWORK_CHUNK_BYTES = 1 << 16

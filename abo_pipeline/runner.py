@@ -98,15 +98,18 @@ def run_pipeline(
 @contextmanager
 def _only_run(settings: Settings) -> Iterator[None]:
     """Be the only run on a state folder: two with different archives would undo one another's catalogue."""
-    lock = FileLock(settings.folder() / "run.lock", timeout=0)
+    lock = FileLock(settings.folder() / "run.lock")
     try:
-        with lock:
-            yield
+        lock.acquire(timeout=0)
     except Timeout:
         raise SettingsError(
             f"Another run is at work on the state folder {settings.state_dir}. "
             "Wait for it, or set ABO_STATE_DIR to another folder."
         ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _embed(

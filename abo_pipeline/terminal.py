@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from abo_pipeline.catalog import REASONS
+from abo_pipeline.download import in_megabytes
 from abo_pipeline.embedding import Tally
 from abo_pipeline.runner import PipelineProgress
 
@@ -117,11 +118,11 @@ class TerminalProgress(PipelineProgress):
 
     def download(self, name: str, done: int, total: int | None) -> None:
         """Bytes of a file that are here."""
-        self._bars.update("fetching", done, total, f"{name}: {_megabytes(done, total)}")
+        self._bars.update("fetching", done, total, f"{name}: {in_megabytes(done, total)}")
 
     def indexing(self, name: str, done: int, total: int | None) -> None:
         """Bytes of a tar that are indexed."""
-        self._bars.update("indexing", done, total, f"{name}: {_megabytes(done, total)}")
+        self._bars.update("indexing", done, total, f"{name}: {in_megabytes(done, total)}")
 
     def pending(self, images: int) -> None:
         """So many images are to be embedded, over all partitions."""
@@ -200,7 +201,3 @@ _WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "embedding_index": _index,
     "search_report": _report,
 }
-
-
-def _megabytes(done: int, total: int | None) -> str:
-    return f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB" if total else f"{done / 1e6:,.0f} MB"

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import dagster as dg
 
+from abo_pipeline.download import in_megabytes
 from abo_pipeline.embedding import Tally
 from abo_pipeline.encoder import encoder_from
 from abo_pipeline.settings import Settings
@@ -61,12 +62,12 @@ class LogProgress:
     def download(self, name: str, done: int, total: int | None) -> None:
         """Bytes of a file that are here."""
         if self._is_due():
-            dg.get_dagster_logger().info(f"{name}: {_megabytes(done, total)} fetched")
+            dg.get_dagster_logger().info(f"{name}: {in_megabytes(done, total)} fetched")
 
     def indexing(self, name: str, done: int, total: int | None) -> None:
         """Bytes of a tar that are indexed."""
         if self._is_due():
-            dg.get_dagster_logger().info(f"{name}: {_megabytes(done, total)} indexed")
+            dg.get_dagster_logger().info(f"{name}: {in_megabytes(done, total)} indexed")
 
     def embedding(self, partition_key: str, tally: Tally) -> None:
         """A batch of a partition is done."""
@@ -98,8 +99,3 @@ def default_resources(settings: Settings) -> dict[str, object]:
         "encoder": dg.ResourceDefinition.hardcoded_resource(encoder_from(settings)),
         "progress": dg.ResourceDefinition.hardcoded_resource(LogProgress()),
     }
-
-
-def _megabytes(done: int, total: int | None) -> str:
-    of = f" of {total / 1e6:,.0f}" if total else ""
-    return f"{done / 1e6:,.0f}{of} MB"
