@@ -66,11 +66,7 @@ def _middle(image: Image.Image) -> Image.Image:
     if (width, height) == image.size:
         return image
     left, top = (image.width - width) // 2, (image.height - height) // 2
-    exif = image.info.get("exif")
-    cut = image.crop((left, top, left + width, top + height))
-    if exif:
-        cut.info["exif"] = exif
-    return cut
+    return image.crop((left, top, left + width, top + height))
 
 
 def _upright(image: Image.Image) -> Image.Image:

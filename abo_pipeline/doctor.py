@@ -12,7 +12,7 @@ from abo_pipeline.download import local_path, require_file
 from abo_pipeline.encoder import where_is
 from abo_pipeline.errors import AboError
 from abo_pipeline.settings import Settings
-from abo_pipeline.store import open_store
+from abo_pipeline.store import opened_store
 
 
 @dataclass(frozen=True)
@@ -61,21 +61,15 @@ def _archive(source: str | None, settings: Settings) -> str:
 
 
 def _postgres(settings: Settings) -> str:
-    store = open_store(settings)
-    try:
+    with opened_store(settings) as store:
         server, pgvector = store.versions()
-    finally:
-        store.engine.dispose()
     where = "named by ABO_DATABASE_URL" if settings.database_url else "embedded, in the state folder"
     return f"{server} with pgvector {pgvector}, {where}"
 
 
 def _space(settings: Settings) -> str:
-    store = open_store(settings)
-    try:
+    with opened_store(settings) as store:
         (account,) = store.accounts(settings.space_name, [0])
-    finally:
-        store.engine.dispose()
     if not account.kept:
         return f"{settings.space_name}: nothing yet; `abo run` or `abo demo` makes it"
     words = f"{settings.space_name}: kept {account.kept:,} = embedded {account.embedded:,} + failed {account.failed:,}"

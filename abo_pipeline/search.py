@@ -136,7 +136,7 @@ def _check_characters(text: str) -> None:
 def _open_picture(path: Path, settings: Settings) -> Image.Image:
     try:
         size = path.stat().st_size
-        if path.exists() and not path.is_file():
+        if not path.is_file():
             raise QueryError(f"The picture {path} is no file.")
         if size > settings.max_file_bytes:
             limit = f"{settings.max_file_bytes:,} (ABO_MAX_FILE_BYTES)"

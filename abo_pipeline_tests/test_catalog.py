@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import io
 import os
 import random
 import tarfile
@@ -30,6 +29,7 @@ from abo_pipeline.catalog import (
 )
 from abo_pipeline.errors import AboError, ArchiveError, CatalogError
 from abo_pipeline.sampling import sample_key
+from abo_pipeline_tests.archives import write_tar
 
 # Read before the tests' fixture clears the variables.
 SLICE = os.environ.get("ABO_TEST_SLICE", "")
@@ -42,13 +42,7 @@ FILES = ("aa/good.jpg", "bb/other.jpg")
 
 
 def open_archive(folder: Path, members: dict[str, bytes]) -> Archive:
-    path = folder / "abo.tar"
-    with tarfile.open(path, "w") as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return Archive.open(path)
+    return Archive.open(write_tar(folder / "abo.tar", members))
 
 
 def open_abo(folder: Path, csv: str | bytes, files: tuple[str, ...] | dict[str, bytes] = FILES) -> Archive:

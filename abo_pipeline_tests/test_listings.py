@@ -1,11 +1,9 @@
 """Listings archives written here: what becomes of each attribute, what is counted, and what is refused."""
 
 import gzip
-import io
 import json
 import os
 import random
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from polars.testing import assert_frame_equal
 from abo_pipeline.archive import Archive
 from abo_pipeline.errors import ListingsError
 from abo_pipeline.listings import COLUMN_MEANINGS, SCHEMA, Listings, no_listings, read_listings
+from abo_pipeline_tests.archives import write_tar
 
 # Read before the tests' fixture clears the variables.
 SLICE = os.environ.get("ABO_TEST_SLICE", "")
@@ -24,13 +23,7 @@ MEMBER = "listings/metadata/listings_0.json.gz"
 
 
 def open_archive(folder: Path, members: dict[str, bytes]) -> Archive:
-    path = folder / "abo-listings.tar"
-    with tarfile.open(path, "w") as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return Archive.open(path)
+    return Archive.open(write_tar(folder / "abo-listings.tar", members))
 
 
 def packed(*lines: dict[str, Any] | bytes) -> bytes:

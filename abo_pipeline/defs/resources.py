@@ -6,8 +6,7 @@ of the latter in the UI, and an address may hold a password.
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,7 +16,7 @@ from abo_pipeline.download import in_megabytes
 from abo_pipeline.embedding import Tally
 from abo_pipeline.encoder import encoder_from
 from abo_pipeline.settings import Settings
-from abo_pipeline.store import Store, open_store
+from abo_pipeline.store import Store, opened_store
 
 
 @dataclass(frozen=True)
@@ -26,14 +25,9 @@ class StoreResource:
 
     settings: Settings
 
-    @contextmanager
-    def opened(self) -> Iterator[Store]:
+    def opened(self) -> AbstractContextManager[Store]:
         """The store, for one block; its connections are closed afterwards."""
-        store = open_store(self.settings)
-        try:
-            yield store
-        finally:
-            store.engine.dispose()
+        return opened_store(self.settings)
 
 
 class Progress(Protocol):

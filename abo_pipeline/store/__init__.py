@@ -4,7 +4,8 @@
 give an ``EmbeddingSpace``, which holds vectors and failures. ``nearest`` searches one, ``indexes`` indexes one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import polars as pl
@@ -27,7 +28,7 @@ from abo_pipeline.store.schema import (
 )
 from abo_pipeline.store.spaces import Account, EmbeddingSpace, accounts
 
-__all__ = ["EmbeddingSpace", "Merged", "Store", "open_store"]
+__all__ = ["EmbeddingSpace", "Merged", "Store", "open_store", "opened_store"]
 
 _FEW_REMOVED, _SHARE_REMOVED = 100, 0.1
 """Up to so many images, or such a share of them, may leave a catalogue without being asked about."""
@@ -153,6 +154,21 @@ class Store:
 def _replace(connection: Connection, model: type[Base], columns: tuple[str, ...], rows: pl.DataFrame) -> Merged:
     table = model.metadata.tables[model.__tablename__]
     return merge(connection, table, columns, rows.iter_rows(), replace=True)
+
+
+@contextmanager
+def opened_store(settings: Settings) -> Iterator[Store]:
+    """The store that the settings name, for one block; its connections are closed afterwards.
+
+    Raises:
+        SettingsError: the state folder cannot be written to.
+        StoreError: the database does not answer or is not fit.
+    """
+    store = open_store(settings)
+    try:
+        yield store
+    finally:
+        store.engine.dispose()
 
 
 def open_store(settings: Settings) -> Store:

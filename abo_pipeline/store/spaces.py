@@ -19,8 +19,6 @@ from abo_pipeline.store.database import transaction
 from abo_pipeline.store.merge import merge
 from abo_pipeline.store.schema import Failure, Image, embeddings_table
 
-EMBEDDED, FAILED, PENDING = "embedded", "failed", "pending"
-
 _EMBEDDING_COLUMNS = ("image_id", "sample_key", "digest", "fingerprint", "embedding")
 
 
