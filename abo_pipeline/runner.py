@@ -3,6 +3,7 @@
 For the command line. What an asset does is in ``defs.assets``; what a person sees while it runs, in ``terminal``.
 """
 
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -37,11 +38,13 @@ class PipelineProgress(Progress, Protocol):
 
 
 def dagster_home(settings: Settings) -> Path:
-    """The folder of Dagster's instance, with its configuration, made on first use.
+    """The folder of Dagster's instance: ``DAGSTER_HOME``, or one in the state folder, configured on first use.
 
     Raises:
         SettingsError: the state folder cannot be written to.
     """
+    if named := os.environ.get("DAGSTER_HOME"):
+        return Path(named)
     home = settings.folder("dagster")
     configuration = PROJECT_ROOT / "dagster.yaml"
     if configuration.is_file() and not (home / "dagster.yaml").exists():
@@ -51,7 +54,7 @@ def dagster_home(settings: Settings) -> Path:
 
 @contextmanager
 def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
-    """Dagster's instance in the state folder: the one that ``abo dev`` shows."""
+    """Dagster's instance: the one that ``abo dev`` shows."""
     with dg.DagsterInstance.from_config(str(dagster_home(settings))) as instance:
         yield instance
 

@@ -26,7 +26,7 @@ TEMPLATE = "abo_template"
 def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No variable and no state of the machine reaches a test."""
     for name in os.environ:
-        if name.startswith("ABO_"):
+        if name.startswith("ABO_") or name == "DAGSTER_HOME":
             monkeypatch.delenv(name)
     monkeypatch.setenv("ABO_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
