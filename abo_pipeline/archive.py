@@ -14,8 +14,8 @@ import os
 import shlex
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
-from functools import cached_property, partial
+from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -29,7 +29,7 @@ from abo_pipeline.download import (
     identity,
     require_file,
     unreadable,
-    write_whole,
+    write_parquet,
 )
 from abo_pipeline.errors import ArchiveError
 
@@ -59,6 +59,14 @@ _KINDS = {
 }
 
 
+def digest_of(content: Iterable[bytes]) -> str:
+    """What tells a member's content from any other: its BLAKE2b-128, in hex. The content may come in pieces."""
+    digest = hashlib.blake2b(digest_size=16)
+    for piece in content:
+        digest.update(piece)
+    return digest.hexdigest()
+
+
 class Archive:
     """An open archive: its index, and its members' bytes. Reading is safe from many threads at once.
 
@@ -66,7 +74,7 @@ class Archive:
         path: where it lies.
         bytes: its size.
         index: one row a member, sorted by offset: member (normalised path), offset (of the data) and size in
-            bytes, digest (BLAKE2b-128 of the content, in hex).
+            bytes, digest (of the content, see `digest_of`).
         index_path: the parquet file that keeps the index.
         skipped: how many members were left out, by kind.
     """
@@ -207,7 +215,7 @@ def _open_index(
 
     metadata = {**_stamp(path, status, place), "skipped": json.dumps(skipped)}
     try:
-        write_whole(place, partial(index.write_parquet, metadata=metadata))
+        write_parquet(place, index, metadata)
     except OSError as error:
         raise ArchiveError(
             f"The index of {path} cannot be written to {place}: {error.strerror or error}."
@@ -294,7 +302,7 @@ class _Indexing:
             if kind := _left_out(member):
                 self.skipped[kind] += 1
             elif member.isreg():
-                yield str(PurePosixPath(member.name)), member.offset_data, member.size, self._digest(member)
+                yield str(PurePosixPath(member.name)), member.offset_data, member.size, digest_of(self._content(member))
             self.last_member, self.last_end = member.name, end
 
     def _next(self, tar: tarfile.TarFile) -> tarfile.TarInfo | None:
@@ -328,14 +336,12 @@ class _Indexing:
                     " archives in one file, or damaged. Give a file that is one archive, or fetch it again."
                 )
 
-    def _digest(self, member: tarfile.TarInfo) -> str:
-        digest = hashlib.blake2b(digest_size=16)
+    def _content(self, member: tarfile.TarInfo) -> Iterator[bytes]:
         self.file.seek(member.offset_data)
         missing = member.size
         while missing and (chunk := self.file.read(min(missing, CHUNK_BYTES))):
-            digest.update(chunk)
+            yield chunk
             missing -= len(chunk)
-        return digest.hexdigest()
 
     def _no_tar(self) -> ArchiveError:
         self.file.seek(0)

@@ -1,4 +1,4 @@
-"""The command line: ``abo demo``, ``run``, ``search``, ``dev``, ``doctor``, ``db``.
+"""The command line: ``abo demo``, ``run``, ``plan``, ``failures``, ``retry-failures``, ``search`` and the others below.
 
 Reads flags, calls one function of the package, and prints what came of it. An error is one sentence and exit code 2;
 ``--debug`` shows where it came from.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from abo_pipeline.errors import AboError, QueryError
+from abo_pipeline.errors import AboError, QueryError, SettingsError
 from abo_pipeline.settings import PROJECT_ROOT, Settings
 
 if TYPE_CHECKING:
@@ -129,7 +131,8 @@ def demo() -> None:
 @click.option("--catalogue", metavar="NAME", help="Keeps archives apart in one database. Default: abo.")
 @click.option("--allow-removal", is_flag=True, help="Let many images leave the catalogue, and their vectors with them.")
 @click.option("--retry-failures", is_flag=True, help="Try images again that failed before.")
-def run(retry_failures: bool, allow_removal: bool, **options: str | None) -> None:
+@click.option("--until", metavar="ASSET", help="Stop after this asset; image_paths is all that `abo plan` needs.")
+def run(retry_failures: bool, allow_removal: bool, until: str | None, **options: str | None) -> None:
     """Run the whole pipeline: fetch, filter, embed, index, report. What is done already is not done again.
 
     Without flags and variables it is the official archive; --retry-failures alone repeats the last run.
@@ -137,7 +140,62 @@ def run(retry_failures: bool, allow_removal: bool, **options: str | None) -> Non
     # A bare retry is about the failures of the last run; any other run is what its flags and variables say.
     again = retry_failures and not any(options.values())
     settings = Settings.last() if again else Settings.read(**options)
-    _run(settings, retry_failures=retry_failures, allow_removal=allow_removal)
+    _run(settings, retry_failures=retry_failures, allow_removal=allow_removal, until=until)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+def plan(as_json: bool) -> None:
+    """Say what a run would have to embed, how long that takes, and what it needs."""
+    from abo_pipeline.runner import plan_run
+    from abo_pipeline.terminal import plan_lines
+
+    settings = Settings.last()
+    found = plan_run(settings)
+    if as_json:
+        click.echo(json.dumps(asdict(found) | {"minutes": found.minutes}, indent=1))
+        return
+    for what, words in plan_lines(found, settings):
+        out.print(f"[bold]{what:<11}[/] {escape(words)}")
+
+
+@cli.command()
+@click.option("--all", "every", is_flag=True, help="List every image, not just one a reason.")
+@click.option("--json", "as_json", is_flag=True, help="Print every failure as JSON.")
+def failures(every: bool, as_json: bool) -> None:
+    """List the images that could not be embedded, by reason."""
+    from abo_pipeline.store import opened_store
+
+    settings = Settings.last()
+    with opened_store(settings) as store:
+        space = store.find_space(settings.space_name)
+        reasons = space.failures_by_reason() if space else []
+        images = space.failures() if space and (every or as_json) else []
+    if as_json:
+        click.echo(json.dumps([asdict(image) for image in images], indent=1, ensure_ascii=False, default=str))
+    elif not reasons:
+        out.print("no failures")
+    elif every:
+        _print_table(
+            ("image", "path", "stage", "error", "what it says"),
+            [(image.image_id, image.path, image.stage, image.error, image.message) for image in images],
+        )
+    else:
+        _print_table(
+            ("images", "stage", "error", "for example"),
+            [(f"{reason.images:,}", reason.stage, reason.error, reason.example) for reason in reasons],
+        )
+        out.print("\n`abo failures --all` lists every image; `abo retry-failures` tries them again.")
+
+
+@cli.command(name="retry-failures")
+def retry_failures() -> None:
+    """Try the images again that failed, and no others; then renew index and report."""
+    from abo_pipeline import runner
+    from abo_pipeline.terminal import TerminalProgress
+
+    with TerminalProgress(out, err) as progress:
+        runner.retry_failures(Settings.last(), progress)
 
 
 @cli.command()
@@ -195,13 +253,14 @@ def dev(host: str, port: int) -> None:
 @cli.command()
 def doctor() -> None:
     """Check what the pipeline depends on: a line for each, with the remedy where one is needed."""
-    from abo_pipeline.doctor import examine
+    from abo_pipeline.doctor import Level, examine
 
     findings = examine(Settings.last())
+    colours = {Level.OK: "green", Level.NOTE: "yellow", Level.BAD: "red"}
     for finding in findings:
-        mark = "[green]ok[/]  " if finding.ok else "[red]bad[/] "
+        mark = f"[{colours[finding.level]}]{finding.level:<4}[/]"
         out.print(f"{mark} {finding.what:<10} {escape(finding.words)}")
-    if not all(finding.ok for finding in findings):
+    if any(finding.level is Level.BAD for finding in findings):
         sys.exit(1)
 
 
@@ -279,18 +338,28 @@ def _sample(folder: Path) -> Sample:
         return draw_sample(folder, progress=advance)
 
 
-def _run(settings: Settings, *, retry_failures: bool = False, allow_removal: bool = False) -> None:
+def _run(
+    settings: Settings, *, retry_failures: bool = False, allow_removal: bool = False, until: str | None = None
+) -> None:
     """Check what is cheap to check, then run."""
     from abo_pipeline.encoder import where_is
-    from abo_pipeline.runner import run_pipeline
+    from abo_pipeline.runner import ASSETS, run_pipeline
     from abo_pipeline.terminal import TerminalProgress
 
+    if until is not None and until not in ASSETS:
+        raise SettingsError(f"--until names no asset: {until!r}. There are {', '.join(ASSETS)}.")
     settings.folder()
     # That a model cannot be had should be known before gigabytes are fetched.
     where = where_is(settings.model)
     with TerminalProgress(out, err) as progress:
         progress.say("model", where)
-        run_pipeline(settings, progress, retry_failures=retry_failures, allow_removal=allow_removal)
+        run_pipeline(
+            settings,
+            progress,
+            retry_failures=retry_failures,
+            allow_removal=allow_removal,
+            until=until or ASSETS[-1],
+        )
 
 
 def _check_grid(grid: Path) -> None:
@@ -318,6 +387,15 @@ def _search(
         except OSError as error:
             raise QueryError(f"The pictures cannot be written to {grid}: {error.strerror}.") from None
     return hits, coverage_of(image_search, hits.size) if hits.size else None
+
+
+def _print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column == "images" else "left")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    out.print(table)
 
 
 def _print_hits(hits: Hits, coverage: Coverage | None) -> None:

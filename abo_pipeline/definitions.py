@@ -9,10 +9,12 @@ from abo_pipeline.defs.assets.archive import raw_archive
 from abo_pipeline.defs.assets.catalog import image_paths, listings
 from abo_pipeline.defs.assets.embeddings import image_embeddings_asset
 from abo_pipeline.defs.assets.index import embedding_index
-from abo_pipeline.defs.assets.report import search_report
+from abo_pipeline.defs.assets.report import golden_queries, search_report_asset
 from abo_pipeline.defs.io_managers import ParquetIOManager
-from abo_pipeline.defs.jobs import search_job
+from abo_pipeline.defs.jobs import JOBS
 from abo_pipeline.defs.resources import default_resources
+from abo_pipeline.defs.schedules import build_schedules
+from abo_pipeline.defs.sensors import build_sensors
 from abo_pipeline.settings import Settings
 
 
@@ -31,13 +33,16 @@ def build_definitions(settings: Settings | None = None, **resource_overrides: An
             image_paths,
             image_embeddings_asset(settings),
             embedding_index,
-            search_report,
+            golden_queries,
+            search_report_asset(settings),
         ],
-        asset_checks=[checks.filter_is_sound, *checks.partition_checks(settings), checks.index_is_used],
-        jobs=[search_job],
+        asset_checks=[checks.filter_is_sound, *checks.partition_checks(settings), *checks.WHOLE_CHECKS],
+        jobs=JOBS,
+        schedules=build_schedules(settings),
+        sensors=build_sensors(settings),
         resources={
             **default_resources(settings),
-            "parquet": ParquetIOManager(folder=str(settings.state_dir / "assets")),
+            "parquet": ParquetIOManager.of(settings),
             "in_memory": dg.mem_io_manager,
             **{
                 name: dg.ResourceDefinition.hardcoded_resource(resource)

@@ -1,10 +1,12 @@
 """Brings an archive to this disk: a file is used in place, a URL is downloaded once, and resumed when cut.
 
-Here belong URLs, HTTP and the small files that lie beside an archive. What an archive holds stays out: see
-`archive.py`. User names, passwords and query strings of a URL are used to ask for it and appear nowhere else.
+Here belong what lies beside an archive and how its bytes get here; how they are asked for is in ``remote``. What an
+archive holds stays out: see ``archive``. User names, passwords and query strings of a URL are used to ask for it and
+appear nowhere else.
 """
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -13,16 +15,18 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote
 from urllib.request import url2pathname
 
-import requests
+import polars as pl
 from filelock import FileLock
 
-from abo_pipeline.errors import ArchiveError
+from abo_pipeline.errors import ArchiveError, StorageError
+from abo_pipeline.remote import Delivery, Remote, TransientError, Version, remote_of
+from abo_pipeline.storage import HTTP, is_local, is_reached_by_fsspec, public_url, scheme_of, split_url
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes done and, where known, the bytes in all."""
@@ -34,8 +38,6 @@ def in_megabytes(done: int, total: int | None) -> str:
 
 
 CHUNK_BYTES = 1 << 20
-# What a cut connection loses at most, so it must be small.
-_NETWORK_CHUNK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ def fetch(
     source: str,
     folder: Path,
     *,
+    refresh: bool = False,
+    sha256: str | None = None,
     progress: Progress | None = None,
     attempts: int = 5,
     backoff_seconds: float = 1.0,
@@ -68,33 +72,105 @@ def fetch(
 ) -> FetchedArchive:
     """Make sure that the archive lies on this disk, and know its checksum.
 
+    What was downloaded once is used from then on, whatever has become of the original since; ``refresh`` and
+    ``sha256`` are the ways to the newer one. It is downloaded beside the older one and takes its place in one step, so
+    whoever reads that goes on reading what they opened.
+
     Args:
-        source: an http, https or file URL, or a path. A file is used in place, never copied.
+        source: a URL (http, https, file, or one that fsspec knows such as s3), or a path. A file is used in place,
+            never copied.
         folder: where a URL is downloaded to, and where notes about a read-only file go.
+        refresh: of a URL, take what is there now, unless that is what was downloaded.
+        sha256: of a URL, the version that is wanted: a copy of another one is refreshed.
         progress: told of every 64 KiB that arrive.
         attempts: how many requests in a row may bring nothing new before giving up.
         backoff_seconds: the pause after the first of them; it doubles each time.
-        timeout_seconds: how long to wait for a connection, or for the next byte.
+        timeout_seconds: over HTTP, how long to wait for a connection, or for the next byte.
 
     Raises:
-        ArchiveError: the source is neither file nor URL, cannot be had, or was changed after it was fetched.
+        ArchiveError: the source is neither file nor URL, cannot be had, was altered here after it was fetched, or is
+            not the version that is wanted.
     """
     path = local_path(source, folder)
-    if _scheme(source) not in ("http", "https"):
+    if is_local(source):
         return _describe_file(path, folder)
 
-    shown = public_url(source)
-    download = _Download(source, shown, path, progress, attempts, backoff_seconds, timeout_seconds)
+    shown = _shown(source)
+    remote = remote_of(source, shown, timeout_seconds)
+    download = _Download(remote, path, progress, attempts, backoff_seconds)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Whoever waits here finds the archive done by the one who came first.
         with FileLock(f"{path}.lock"):
-            return _known(path, shown) or download.run()
+            here = None if refresh else _known(path, shown)
+            if here and sha256 in (None, here.sha256):
+                return here
+            fetched = _if_current(path, remote) or download.run()
     except OSError as error:
         raise ArchiveError(
             f"{shown} cannot be downloaded into {folder}: {error.strerror or error}."
             " Give a folder that may be written and has room for the archive."
         ) from error
+    if sha256 not in (None, fetched.sha256):
+        raise ArchiveError(
+            f"{shown} is no longer the archive that was taken before: its SHA-256 was {sha256} and is {fetched.sha256}."
+            " Materialize raw_archive with refresh: true, and then image_paths, to go over to the new one."
+        )
+    return fetched
+
+
+def remote_stamp(source: str, folder: Path, *, timeout_seconds: float = 30.0) -> str:
+    """What is there now, as one word that differs when the archive differs; nothing is downloaded.
+
+    Of a file it is size and time, of a URL the ETag or, where the server gives none, size and time.
+
+    Args:
+        source: as `fetch` takes it.
+        folder: likewise.
+        timeout_seconds: over HTTP, how long to wait for an answer.
+
+    Raises:
+        ArchiveError: the source is neither file nor URL, is not there, does not answer now, or its server says nothing
+            from which a change could be told.
+    """
+    path = local_path(source, folder)
+    if is_local(source):
+        return _file_stamp(require_file(path))
+    shown = _shown(source)
+    try:
+        stamp = remote_of(source, shown, timeout_seconds).version().stamp
+    except TransientError as problem:
+        raise ArchiveError(f"{shown} cannot be looked at: {problem}. Try again later.") from None
+    if stamp is None:
+        raise ArchiveError(
+            f"{shown} comes with neither ETag nor Last-Modified, so that nobody can tell whether it changed."
+            " Materialize raw_archive with refresh: true when you know that it did."
+        )
+    return stamp
+
+
+def fetched_stamp(source: str, folder: Path) -> str | None:
+    """The `remote_stamp` of what was taken: of a file as it is, of a URL as it was when it was downloaded.
+
+    None if there is no copy yet, or if nobody knows of which version it is: a person may have put it there.
+
+    Args:
+        source: as `fetch` takes it.
+        folder: likewise.
+
+    Raises:
+        ArchiveError: the source is neither file nor URL, or the file is not there.
+    """
+    path = local_path(source, folder)
+    if is_local(source):
+        return _file_stamp(require_file(path))
+    if not path.exists():
+        return None
+    note = _note_of(path)
+    known, status = _read_note(note), require_file(path)
+    if known.get("source") != _shown(source) or not identity(path, status, note).items() <= known.items():
+        return None
+    return _noted_version(known).stamp
 
 
 def local_path(source: str, folder: Path) -> Path:
@@ -107,55 +183,42 @@ def local_path(source: str, folder: Path) -> Path:
     Raises:
         ArchiveError: the source is neither file nor URL.
     """
-    match _scheme(source):
-        case "":
-            return Path(source).expanduser()
-        case "file":
-            return _path_of(source)
-        case "http" | "https":
-            return folder / _file_name(source)
+    scheme = scheme_of(source)
+    if not scheme:
+        return Path(source).expanduser()
+    if scheme == "file":
+        return _path_of(source)
+    if scheme in HTTP or is_reached_by_fsspec(scheme):
+        return folder / _file_name(source)
     raise ArchiveError(
-        f"{public_url(source)} cannot be fetched. Give a path, or a URL that begins with http://, https:// or file://."
+        f"{_shown(source)} cannot be fetched. Give a path, or a URL that begins with http://, https:// or file://, or"
+        " with the name of an object store such as s3://."
     )
 
 
-def _scheme(source: str) -> str:
-    """What comes before `://`, in lower case; nothing for a path."""
-    scheme = re.match(r"([a-z][a-z0-9+.-]+)://", source, re.IGNORECASE)
-    return scheme[1].lower() if scheme else ""
-
-
-def public_url(url: str) -> str:
-    """The URL without user, password, query and fragment, any of which may hold a secret.
-
-    Raises:
-        ArchiveError: it is no URL at all. The message does not repeat it.
-    """
+def _shown(url: str) -> str:
     try:
-        parts = urlsplit(url)
-        named = parts.hostname or parts.scheme.lower() not in ("http", "https")
-        _ = parts.port
-    except ValueError:
-        named = None
-    if not named:
-        raise ArchiveError("The archive's URL cannot be understood. Write it like https://host/folder/name.tar.")
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+        return public_url(url)
+    except StorageError as error:
+        raise ArchiveError(str(error)) from None
 
 
 def _path_of(file_url: str) -> Path:
-    parts = urlsplit(file_url)
+    # Python's own file URLs escape `#`; one that is written is part of the name.
+    parts = split_url(file_url)
     if parts.netloc not in ("", "localhost"):
-        raise ArchiveError(
-            f"{public_url(file_url)} names another machine. Write a file here like file:///folder/name.tar."
-        )
+        raise ArchiveError(f"{_shown(file_url)} names another machine. Write a file here like file:///folder/name.tar.")
     return Path(url2pathname(parts.path))
 
 
 def _file_name(url: str) -> str:
     """The last part of the URL's path, which becomes a file's name and must not lead out of its folder."""
-    name = re.split(r"[/\\]", unquote(urlsplit(url).path))[-1]
+    shown = _shown(url)
+    path = split_url(url).path
+    # On the web a name may be written with escapes; in an object store a percent sign is one.
+    name = re.split(r"[/\\]", unquote(path) if scheme_of(url) in HTTP else path)[-1]
     if name in ("", ".", "..") or "\0" in name:
-        raise ArchiveError(f"{public_url(url)} does not end in a file's name. Give the URL of the archive itself.")
+        raise ArchiveError(f"{shown} does not end in a file's name. Give the URL of the archive itself.")
     return name
 
 
@@ -225,6 +288,17 @@ def write_whole(target: Path, write: Callable[[Path], object]) -> None:
         unfinished.unlink(missing_ok=True)
 
 
+def write_parquet(target: Path, frame: pl.DataFrame, metadata: dict[str, str] | None = None) -> None:
+    """Keep a frame as a file that appears under its name only when it is whole.
+
+    Raises:
+        OSError: it cannot be written; the number says why, which polars' own errors keep to themselves.
+    """
+    content = io.BytesIO()
+    frame.write_parquet(content, metadata=metadata)
+    write_whole(target, lambda unfinished: unfinished.write_bytes(content.getbuffer()))
+
+
 def _read_note(note: Path) -> dict[str, Any]:
     try:
         content = json.loads(note.read_text("utf-8"))
@@ -245,6 +319,15 @@ def _note_of(path: Path) -> Path:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _file_stamp(status: os.stat_result) -> str:
+    return f"{status.st_mtime_ns} ns, {status.st_size} bytes"
+
+
+def _noted_version(note: dict[str, Any]) -> Version:
+    """The version of what a note is about, whether it is still coming (``total``) or has come (``bytes``)."""
+    return Version(note.get("etag"), note.get("last_modified"), note.get("total", note.get("bytes")))
 
 
 def _describe_file(path: Path, folder: Path) -> FetchedArchive:
@@ -287,26 +370,39 @@ def _known(path: Path, shown: str) -> FetchedArchive | None:
     return FetchedArchive(path, status.st_size, sha256, shown, fetched=False)
 
 
-# --- HTTP ---
+def _if_current(path: Path, remote: Remote) -> FetchedArchive | None:
+    """The copy that is here, if it is whole, unaltered, and of the version that the server has now."""
+    if not path.exists():
+        return None
+    note = _note_of(path)
+    known, status = _read_note(note), require_file(path)
+    if known.get("source") != remote.shown or not identity(path, status, note).items() <= known.items():
+        return None
+    try:
+        now = remote.version().stamp
+    except TransientError:
+        # The download will find the same trouble, and has the patience for it.
+        return None
+    if now is None or now != _noted_version(known).stamp or "sha256" not in known:
+        return None
+    return FetchedArchive(path, status.st_size, known["sha256"], remote.shown, fetched=False)
 
 
-class _TransientError(Exception):
-    """What may be gone at the next attempt. The text is a reason fit to be shown."""
+# --- The way here ---
 
 
 @dataclass
 class _Download:
     """One URL on its way into one file. NAME.part holds what has arrived, NAME.part.json its version."""
 
-    url: str = field(repr=False)
-    shown: str
+    remote: Remote
     path: Path
     progress: Progress | None
     attempts: int
     backoff_seconds: float
-    timeout_seconds: float
 
     def __post_init__(self) -> None:
+        self.shown = self.remote.shown
         self.part = self.path.with_name(self.path.name + ".part")
         self.part_note = _note_of(self.part)
 
@@ -317,7 +413,7 @@ class _Download:
         while True:
             try:
                 return self._finish(self._attempt())
-            except _TransientError as problem:
+            except TransientError as problem:
                 reason = problem
             arrived = self._arrived()
             if arrived > furthest:
@@ -334,138 +430,44 @@ class _Download:
     def _arrived(self) -> int:
         return self.part.stat().st_size if self.part.exists() else 0
 
-    def _attempt(self) -> dict[str, Any]:
-        """Download what is still missing, and return what the server says of this version."""
-        try:
-            with self._request() as response:
-                return self._receive(response)
-        except requests.RequestException as error:
-            # The text of these errors repeats the URL with its query, so none of it may be kept.
-            temporary = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
-            if isinstance(error, temporary):
-                raise _TransientError(self._reason(error)) from None
-            raise ArchiveError(
-                f"{self.shown} cannot be fetched: {type(error).__name__}. Check the URL, and where it redirects to."
-            ) from None
-
-    def _reason(self, error: requests.RequestException) -> str:
-        """Why a connection failed, in words that hold no URL."""
-        if isinstance(error, requests.Timeout) or "Read timed out" in str(error):
-            return f"the server was silent for {self.timeout_seconds:g} seconds"
-        cause: BaseException | None = error
-        while cause:
-            if isinstance(cause, OSError) and cause.strerror:
-                return f"the connection failed ({cause.strerror})"
-            cause = cause.__cause__ or cause.__context__
-        return "the connection broke off"
-
-    def _request(self) -> requests.Response:
-        """Ask for the rest of what has arrived or, where the answer does not continue it, for the whole."""
-        arrived, version = self._arrived(), _read_note(self.part_note)
-        validator = _validator(version)
-        if arrived and validator and version.get("source") == self.shown:
-            response = self._get({"Range": f"bytes={arrived}-", "If-Range": validator})
-            if response.status_code not in (206, 416) or _continues(response, arrived, version):
-                return response
-            response.close()
-        self.part.unlink(missing_ok=True)
-        return self._get({})
-
-    def _get(self, headers: dict[str, str]) -> requests.Response:
-        # Compressed in transit, the byte positions would not be those of the file.
-        headers = {"Accept-Encoding": "identity", **headers}
-        try:
-            return requests.get(self.url, headers=headers, stream=True, timeout=self.timeout_seconds)
-        except requests.RequestException:
-            raise
-        except ValueError:
-            # A redirect to what is no URL comes as this, and past the library's own errors.
-            raise requests.exceptions.InvalidURL from None
-
-    def _receive(self, response: requests.Response) -> dict[str, Any]:
-        """Store what comes, and check that it is all there."""
-        status = response.status_code
-        answer = f"{status} {response.reason or ''}".strip()
-        if status == 429 or status >= 500:
-            raise _TransientError(f"the server answered {answer}")
-        resumed = status in (206, 416) and "Range" in response.request.headers
-        if status != 200 and not resumed:
-            raise ArchiveError(
-                f"{self.shown} cannot be fetched: the server answered {answer}."
-                " Check the URL, and that it may be read with what is given in it."
-            )
-        if response.headers.get("Content-Encoding", "identity") != "identity":
-            raise ArchiveError(
-                f"{self.shown} is sent compressed, though it was asked for as it is."
-                " Download it with a browser, decompress it, and give its path."
-            )
-        total = _total(response)
-        if resumed:
-            version = _read_note(self.part_note)
-        else:
-            version = {
-                "source": self.shown,
-                "etag": response.headers.get("ETag"),
-                "last_modified": response.headers.get("Last-Modified"),
-                "total": total,
-            }
-            self.part.write_bytes(b"")
-            _write_note(self.part_note, version)
-        if status != 416:
-            self._append(response, total)
-        arrived = self._arrived()
+    def _attempt(self) -> Version:
+        """Download what is still missing, and return the version of which all is here."""
+        with self.remote.opened(*self._begun()) as delivery:
+            if delivery.start == 0:
+                self.part.write_bytes(b"")
+                _write_note(self.part_note, {"source": self.shown, **asdict(delivery.version)})
+            self._append(delivery)
+        arrived, total = self._arrived(), delivery.version.total
         if total is not None and arrived > total:
             self.part.unlink()
-            raise _TransientError(f"{arrived:,} bytes arrived where the server had announced {total:,}")
+            raise TransientError(f"{arrived:,} bytes arrived where the server had announced {total:,}")
         if total is not None and arrived < total:
-            raise _TransientError(f"the connection broke off after {arrived:,} of {total:,} bytes")
-        return version
+            raise TransientError(f"the connection broke off after {arrived:,} of {total:,} bytes")
+        return delivery.version
 
-    def _append(self, response: requests.Response, total: int | None) -> None:
+    def _begun(self) -> tuple[int, Version | None]:
+        """How much has arrived, and of which version that is."""
+        note = _read_note(self.part_note)
+        arrived = self._arrived()
+        return (arrived, _noted_version(note)) if arrived and note.get("source") == self.shown else (0, None)
+
+    def _append(self, delivery: Delivery) -> None:
         with self.part.open("ab") as file:
-            for chunk in response.iter_content(_NETWORK_CHUNK_BYTES):
+            for chunk in delivery.chunks:
                 file.write(chunk)
                 if self.progress:
-                    self.progress(file.tell(), total)
+                    self.progress(file.tell(), delivery.version.total)
             file.flush()
             os.fsync(file.fileno())
 
-    def _finish(self, version: dict[str, Any]) -> FetchedArchive:
+    def _finish(self, version: Version) -> FetchedArchive:
         sha256 = _sha256(self.part)
+        note = _note_of(self.path)
+        # Without a note the new archive is taken for what it is; beside that of an older one it would seem altered.
+        note.unlink(missing_ok=True)
         self.part.replace(self.path)
         self.part_note.unlink(missing_ok=True)
         status = self.path.stat()
-        note = _note_of(self.path)
-        origin = {key: version.get(key) for key in ("etag", "last_modified")}
+        origin = {"etag": version.etag, "last_modified": version.last_modified}
         _write_note(note, {"source": self.shown, **origin, **identity(self.path, status, note), "sha256": sha256})
         return FetchedArchive(self.path, status.st_size, sha256, self.shown, fetched=True)
-
-
-def _validator(version: dict[str, Any]) -> str | None:
-    """What If-Range may hold: a strong ETag, else the time of the last change."""
-    etag, last_modified = version.get("etag"), version.get("last_modified")
-    return etag if etag and not etag.startswith("W/") else last_modified
-
-
-def _continues(response: requests.Response, arrived: int, version: dict[str, Any]) -> bool:
-    """Whether a 206 or 416 fits what has arrived: some servers honour Range and overlook If-Range."""
-    for header, key in (("ETag", "etag"), ("Last-Modified", "last_modified")):
-        if header in response.headers and response.headers[header] != version.get(key):
-            return False
-    content_range = response.headers.get("Content-Range", "")
-    if response.status_code == 416:
-        return content_range == f"bytes */{arrived}"
-    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", content_range)
-    if not match or int(match[1]) != arrived:
-        return False
-    return match[2] == "*" or version.get("total") in (None, int(match[2]))
-
-
-def _total(response: requests.Response) -> int | None:
-    """The size of the whole file in bytes, where the server announces it."""
-    announced = (
-        response.headers.get("Content-Length", "")
-        if response.status_code == 200
-        else response.headers.get("Content-Range", "").rpartition("/")[2]
-    )
-    return int(announced) if announced.isdecimal() else None

@@ -1,8 +1,9 @@
 """One partition: what the catalogue has and the store lacks → vectors and failures.
 
 A run compares the catalogue with the rows, does what is missing or changed, and forgets what left the catalogue; so
-doing it again does nothing, and an interruption costs the batch in hand. Each batch is committed by itself. How bytes
-become pixels, pixels vectors, and vectors rows is for ``decoding``, ``encoder`` and ``store``.
+doing it again does nothing, and an interruption costs the batch in hand. Each batch is committed by itself. Nothing is
+embedded under an image's id but the bytes that the catalogue counted as that image. How bytes become pixels, pixels
+vectors, and vectors rows is for ``decoding``, ``encoder`` and ``store``.
 """
 
 import time
@@ -15,13 +16,13 @@ import numpy as np
 import polars as pl
 from PIL import Image
 
-from abo_pipeline.archive import Archive
+from abo_pipeline.archive import Archive, digest_of
 from abo_pipeline.decoding import decode
 from abo_pipeline.encoder import Encoder
-from abo_pipeline.errors import ImageError
+from abo_pipeline.errors import ArchiveError, FailuresError, ImageError
 from abo_pipeline.sampling import partition_range
 from abo_pipeline.settings import Settings
-from abo_pipeline.store.spaces import Embedded, EmbeddingSpace, Failed
+from abo_pipeline.store.spaces import Embedded, EmbeddingSpace, Failed, Reason
 
 READ, DECODE, ENCODE, WRITE = "read", "decode", "encode", "write"
 
@@ -54,6 +55,7 @@ class Tally:
         known_failures: of these, failed before with the same bytes and not tried again.
         embedded: newly embedded, or again because their bytes changed.
         failed: newly failed.
+        left: of these, pending still, because only failures were to be tried again.
         removed: vectors and failures whose image left the catalogue.
         seconds: spent in each stage.
     """
@@ -63,18 +65,24 @@ class Tally:
     known_failures: int = 0
     embedded: int = 0
     failed: int = 0
+    left: int = 0
     removed: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys((READ, DECODE, ENCODE, WRITE), 0.0))
 
     @property
     def to_do(self) -> int:
         """Images that this run embeds, or fails to."""
-        return self.kept - self.unchanged - self.known_failures
+        return self.kept - self.unchanged - self.known_failures - self.left
 
     @property
     def done(self) -> int:
         """Images that this run has dealt with."""
         return self.embedded + self.failed
+
+    @property
+    def all_failed(self) -> int:
+        """Images of the partition without a vector when the run ends."""
+        return self.failed + self.known_failures
 
     @property
     def images_per_second(self) -> float:
@@ -84,6 +92,36 @@ class Tally:
 
 
 Progress = Callable[[Tally], None]
+
+FEW_FAILURES = 10
+"""So many failed images are accidents, whatever share of a small partition they are."""
+
+
+def are_too_many(failed: int, kept: int, max_share: float) -> bool:
+    """Whether so many failures mean that something is wrong, and not just with some images."""
+    return failed > max(FEW_FAILURES, max_share * kept)
+
+
+def refuse_too_many_failures(partition_key: str, tally: Tally, reasons: Sequence[Reason], max_share: float) -> None:
+    """Let a partition pass in which few images failed. What is embedded and recorded stays so in any case.
+
+    Args:
+        partition_key: of the partition.
+        tally: of its run.
+        reasons: why its images failed, most frequent first.
+        max_share: of its kept images, from 0 to 1.
+
+    Raises:
+        FailuresError: more failed.
+    """
+    if are_too_many(tally.all_failed, tally.kept, max_share):
+        most = reasons[0]
+        raise FailuresError(
+            f"{tally.all_failed:,} of the {tally.kept:,} images of partition {partition_key} failed, and at most "
+            f"{max_share:.0%} may (ABO_MAX_FAILED_SHARE). Most frequent: {most.images:,} × {most.error} at the stage "
+            f"'{most.stage}', such as {most.example}. `abo failures` lists all of them; mend the cause, then "
+            "`abo retry-failures`, or the job retry_failures_job."
+        )
 
 
 def embed_partition(
@@ -96,6 +134,7 @@ def embed_partition(
     limits: Limits,
     batch_size: int,
     retry_failures: bool = False,
+    only_failures: bool = False,
     progress: Progress = lambda _: None,
 ) -> Tally:
     """Bring the rows of one partition in line with the catalogue.
@@ -109,10 +148,12 @@ def embed_partition(
         limits: on one image.
         batch_size: images that are decoded, embedded and committed together.
         retry_failures: try images again that failed before with the same bytes.
+        only_failures: try those again and leave what is pending to another run.
         progress: told after every batch.
 
     Raises:
-        ArchiveError: the archive changed, or became unreadable.
+        ArchiveError: the archive is not, or no longer, the one that the catalogue was read from; batches before are
+            committed, and nothing of this one is.
         ModelError: the model cannot be loaded.
         StoreError: the database went away.
     """
@@ -121,14 +162,16 @@ def embed_partition(
     embedded, failed = space.known(first, last)
     departed = pl.concat([embedded, failed]).join(kept, on="image_id", how="anti")
     unchanged = kept.join(embedded, on=["image_id", "digest"], how="semi")
-    known_failures = kept.clear() if retry_failures else kept.join(failed, on=["image_id", "digest"], how="semi")
-    settled = pl.concat([unchanged, known_failures])
-    pending = kept.join(settled, on="image_id", how="anti").sort("offset")
+    known = kept.join(failed, on=["image_id", "digest"], how="semi")
+    pending = kept.join(pl.concat([unchanged, known]), on="image_id", how="anti")
+    left = pending if only_failures else kept.clear()
+    tried_again = known if retry_failures or only_failures else kept.clear()
+    to_do = pl.concat([pending.clear() if only_failures else pending, tried_again]).sort("offset")
 
-    tally = Tally(len(kept), len(unchanged), len(known_failures), removed=len(departed))
+    tally = Tally(len(kept), len(unchanged), len(known) - len(tried_again), left=len(left), removed=len(departed))
     space.remove(departed["image_id"].to_list())
     progress(tally)
-    for batch in pending.iter_slices(batch_size):
+    for batch in to_do.iter_slices(batch_size):
         _embed_batch(batch.rows(named=True), archive, encoder, space, limits, tally)
         progress(tally)
     return tally
@@ -171,11 +214,36 @@ def _embed_batch(
 
 
 def _read(archive: Archive, row: dict[str, Any], limits: Limits) -> bytes:
+    """The image's bytes, and no others: an archive that was replaced may hold anything where this image was.
+
+    Raises:
+        ImageError: its file is over the limit.
+        ArchiveError: the archive changed while it was open, or is another one than the catalogue's.
+    """
     if row["size"] > limits.max_file_bytes:
         raise ImageError(
             f"its file of {row['size']:,} bytes is over the limit of {limits.max_file_bytes:,} (ABO_MAX_FILE_BYTES)"
         )
-    return archive.read_at(row["offset"], row["size"])
+    is_within = row["offset"] + row["size"] <= archive.bytes
+    data = archive.read_at(row["offset"], row["size"]) if is_within else b""
+    if not is_within or digest_of([data]) != row["digest"]:
+        raise _not_the_image(archive, row)
+    return data
+
+
+def _not_the_image(archive: Archive, row: dict[str, Any]) -> ArchiveError:
+    where = f"where image {row['image_id']} was, it holds other bytes"
+    same_place = (pl.col("offset") == row["offset"]) & (pl.col("digest") == row["digest"])
+    if len(archive.index.filter(same_place)):
+        # Its index is taken for good as long as size and time are the same, so running again would end here again.
+        return ArchiveError(
+            f"{archive.path} has changed since it was indexed, though its size and time are the same: {where}. Put "
+            "back what it was, for the disk may be damaged; if it is meant to be so, `touch` it, and use `abo run`."
+        )
+    return ArchiveError(
+        f"{archive.path} is not the archive that the catalogue was read from: {where}. Materialize raw_archive and "
+        "image_paths again, or use `abo run`, which does."
+    )
 
 
 def _failed(row: dict[str, Any], stage: str, error: BaseException, message: str) -> Failed:

@@ -6,6 +6,7 @@ wanted, once a process, because importing sentence-transformers alone takes seco
 becomes of a picture that cannot be embedded, is for ``embedding``.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ from abo_pipeline.settings import Settings
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+logger = logging.getLogger(__name__)
 
 Vectors = NDArray[np.float32]
 
@@ -179,6 +182,7 @@ def _load(model: str, device: str) -> "SentenceTransformer":
         raise ModelError(f"The model {model} embeds {' and '.join(modalities)}, not both image and text. {_REMEDY}")
     if not _knows_words(loaded):
         raise ModelError(f"The model {folder or model} lacks its tokenizer's files. {_REMEDY}")
+    logger.info("Loaded the model %s on %s.", folder or model, loaded.device)
     return loaded
 
 

@@ -6,10 +6,12 @@ The command line prints the message and ends with exit code 2; Dagster shows it 
     AboError
     ├── SettingsError    a setting, or the state folder, that cannot be used
     ├── ArchiveError     an archive that cannot be fetched, read or trusted
+    ├── StorageError     an object store that cannot be reached, or not with what is installed here
     ├── CatalogError     an images.csv.gz that is no ABO catalogue, or of which nothing is kept
     ├── ListingsError    a listings archive that cannot be read
     ├── ImageError       one image that cannot become pixels; costs that image only
     ├── ModelError       a model that cannot be loaded or does not embed images and texts
+    ├── FailuresError    more images of a partition failed than can be accidents
     ├── StoreError       a database that does not answer, or cannot hold what it is asked to
     ├── CheckError       a check that did not pass, so that what builds on its asset was not made
     └── QueryError       a search that cannot be answered as asked
@@ -28,6 +30,10 @@ class ArchiveError(AboError):
     """An archive that cannot be fetched, read or trusted."""
 
 
+class StorageError(AboError):
+    """An object store that cannot be reached, or not with what is installed here."""
+
+
 class CatalogError(AboError):
     """An images.csv.gz that is no ABO catalogue, or of which nothing is kept."""
 
@@ -42,6 +48,10 @@ class ImageError(AboError):
 
 class ModelError(AboError):
     """A model that cannot be loaded, or that does not embed both images and texts."""
+
+
+class FailuresError(AboError):
+    """More images of a partition failed than can be accidents: something is wrong with the archive or with us."""
 
 
 class StoreError(AboError):

@@ -9,14 +9,16 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from abo_pipeline.download import write_whole
 from abo_pipeline.errors import SettingsError
 from abo_pipeline.grids import GridRow, grid_figure
 from abo_pipeline.hits import Hits, LikeQuery, parse_query
-from abo_pipeline.search import ImageSearch
-from abo_pipeline.store.nearest import first_image, image_path, scope
+from abo_pipeline.search import ImageSearch, stands_for
+from abo_pipeline.store.nearest import image_path, scope
 
 _DPI = 110
 
@@ -119,9 +121,7 @@ def compare(search: ImageSearch, query: str, sizes: Sequence[int], k: int) -> Co
     Raises:
         QueryError: the query cannot be answered.
     """
-    parsed = parse_query(query)
-    if parsed == LikeQuery(""):
-        parsed = LikeQuery(first_image(search.space) or "")
+    parsed = stands_for(search.space, parse_query(query))
     rows = tuple((coverage_of(search, size), search(parsed, k, size=size)) for size in sizes)
     asked = image_path(search.space, parsed.image_id) if isinstance(parsed, LikeQuery) else None
     return Comparison(str(parsed), asked, rows)
@@ -141,7 +141,8 @@ def write_report(search: ImageSearch, queries: Sequence[str], sizes: Sequence[in
         queries: as ``compare`` takes them.
         sizes: ascending.
         k: hits a size.
-        folder: exists; what an earlier report left in it is replaced.
+        folder: exists; what an earlier report left in it is replaced, each file as a whole and the page after its
+            pictures, so that an interrupted report shows no half picture and no page lacks one.
 
     Raises:
         QueryError: a query cannot be answered.
@@ -151,20 +152,28 @@ def write_report(search: ImageSearch, queries: Sequence[str], sizes: Sequence[in
     numbers = [row for comparison in comparisons for row in comparison.numbers()]
     coverage = tuple(coverage for coverage, _ in comparisons[0].by_size)
     try:
-        for old in folder.glob("*.png"):
-            old.unlink()
-        grids = {}
+        before = [path for path in folder.iterdir() if path.suffix == ".png"]
+        grids: dict[str, Path] = {}
         for number, comparison in enumerate(comparisons, start=1):
             path = folder / f"{number:02}-{_slug(comparison.query)}.png"
             figure = grid_figure(comparison.query, comparison.rows(), search.pictures, k, comparison.asked)
-            figure.savefig(path, dpi=_DPI)
+            write_whole(path, partial(figure.savefig, dpi=_DPI, format="png"))
             grids[comparison.query] = path
-        (folder / "numbers.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+        _write_text(folder / "numbers.json", json.dumps(numbers, indent=1) + "\n")
         page = folder / "index.html"
-        page.write_text(_page(search, coverage, grids, numbers), encoding="utf-8")
+        _write_text(page, _page(search, coverage, grids, numbers))
+        for old in set(before) - set(grids.values()):
+            old.unlink()
     except OSError as error:
-        raise SettingsError(f"The report cannot be written to {folder}: {error.strerror}.") from None
+        raise SettingsError(
+            f"The report cannot be written to {folder}: {error.strerror or error}. Make room on that disk, or set "
+            "ABO_STATE_DIR to a folder that can be written to; the report before it, if any, is still there."
+        ) from error
     return Report(page, grids, numbers, coverage)
+
+
+def _write_text(path: Path, text: str) -> None:
+    write_whole(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
 
 
 def _slug(query: str) -> str:

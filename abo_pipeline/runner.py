@@ -3,28 +3,39 @@
 For the command line. What an asset does is in ``defs.assets``; what a person sees while it runs, in ``terminal``.
 """
 
+import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import dagster as dg
 from filelock import FileLock, Timeout
+from sqlalchemy.exc import OperationalError
 
 from abo_pipeline.definitions import build_definitions
+from abo_pipeline.defs.assets.embeddings import ENCODER_POOL
+from abo_pipeline.defs.history import plan_of
 from abo_pipeline.defs.resources import Progress, StoreResource
+from abo_pipeline.download import write_whole
 from abo_pipeline.encoder import encoder_from
-from abo_pipeline.errors import CheckError, SettingsError
+from abo_pipeline.errors import CatalogError, CheckError, SettingsError
+from abo_pipeline.local_launcher import PROCESS_TAG, this_process
+from abo_pipeline.plan import Plan
 from abo_pipeline.sampling import partition_keys, partition_starts
 from abo_pipeline.settings import PROJECT_ROOT, Settings
 from abo_pipeline.store.spaces import Account
 
 BEFORE = ("raw_archive", "listings", "image_paths")
 EMBEDDINGS = "image_embeddings"
-AFTER = ("embedding_index", "search_report")
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+AFTER = ("embedding_index", "golden_queries", "search_report")
+ASSETS = (*BEFORE, EMBEDDINGS, *AFTER)
 
 
 class PipelineProgress(Progress, Protocol):
@@ -42,21 +53,54 @@ def dagster_home(settings: Settings) -> Path:
 
     Raises:
         SettingsError: the state folder cannot be written to.
+        OSError: likewise, where it is full.
     """
     if named := os.environ.get("DAGSTER_HOME"):
         return Path(named)
     home = settings.folder("dagster")
     configuration = PROJECT_ROOT / "dagster.yaml"
     if configuration.is_file() and not (home / "dagster.yaml").exists():
-        shutil.copyfile(configuration, home / "dagster.yaml")
+        write_whole(home / "dagster.yaml", partial(shutil.copyfile, configuration))
     return home
 
 
 @contextmanager
 def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
-    """Dagster's instance: the one that ``abo dev`` shows."""
-    with dg.DagsterInstance.from_config(str(dagster_home(settings))) as instance:
-        yield instance
+    """Dagster's instance: the one that ``abo dev`` shows.
+
+    Raises:
+        SettingsError: Dagster's records, or what an asset keeps in a file, cannot be written, also in the block.
+    """
+    try:
+        with dg.DagsterInstance.from_config(str(dagster_home(settings))) as instance:
+            _make_pool(instance)
+            yield instance
+    except OperationalError as error:
+        # Not of our own database: its errors are StoreErrors by the time they come here.
+        raise _unwritable("Dagster's records", settings, str(error.orig)) from error
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        raise _unwritable(str(error.filename or "A file"), settings, error.strerror or str(error)) from error
+
+
+def _make_pool(instance: dg.DagsterInstance) -> None:
+    """Make the pool that runs which embed wait for.
+
+    Dagster would make it when the first such runs are queued, and at that moment lets all of them go at once.
+    """
+    # Of a pool that is there, somebody may have set the limit by hand.
+    if ENCODER_POOL not in instance.event_log_storage.get_concurrency_keys():
+        instance.event_log_storage.initialize_concurrency_limit_to_default(ENCODER_POOL)
+
+
+def _unwritable(what: str, settings: Settings, reason: str) -> SettingsError:
+    home = os.environ.get("DAGSTER_HOME")
+    where = f"DAGSTER_HOME {home}" if home else f"the state folder {settings.state_dir}"
+    return SettingsError(
+        f"{what} cannot be written, in {where}: {reason}. Make room on that disk, or see that it can be written to, "
+        "and run again; what was committed is kept."
+    )
 
 
 def run_pipeline(
@@ -65,6 +109,7 @@ def run_pipeline(
     *,
     retry_failures: bool = False,
     allow_removal: bool = False,
+    until: str = AFTER[-1],
     **resource_overrides: Any,
 ) -> None:
     """Materialize every asset, and those partitions of the embeddings in which something is to do.
@@ -77,6 +122,7 @@ def run_pipeline(
         progress: told what happens.
         retry_failures: try images again that failed before.
         allow_removal: go on even if many embedded images are no longer in the catalogue.
+        until: the last of ``ASSETS`` to materialize.
         resource_overrides: as ``build_definitions`` takes them.
 
     Raises:
@@ -88,14 +134,57 @@ def run_pipeline(
     with _only_run(settings), dagster_instance(settings) as instance:
         with StoreResource(settings).opened() as store:
             store.open_space(settings.space_name, encoder)
-        for asset in BEFORE:
-            config = {"ops": {asset: {"config": {"allow_removal": allow_removal}}}} if asset == "image_paths" else {}
-            progress.finished(asset, _materialize(definitions, instance, asset, run_config=config))
-        # From here on there is something to look at and to go on with, even if this run is interrupted.
+        for asset in ASSETS[: ASSETS.index(until) + 1]:
+            if asset == EMBEDDINGS:
+                # From here on there is something to look at and to go on with, even if this run is interrupted.
+                settings.remember()
+                progress.finished(asset, _embed(definitions, instance, settings, progress, retry_failures))
+            else:
+                config = {"allow_removal": allow_removal} if asset == "image_paths" else None
+                progress.finished(asset, _materialize(definitions, instance, asset, config=config))
         settings.remember()
-        progress.finished(EMBEDDINGS, _embed(definitions, instance, settings, progress, retry_failures))
-        for asset in AFTER:
-            progress.finished(asset, _materialize(definitions, instance, asset))
+
+
+def retry_failures(settings: Settings, progress: PipelineProgress, **resource_overrides: Any) -> None:
+    """Try the failed images again and no others; then, if any became a vector, renew what is built on them.
+
+    Args:
+        settings: of the run whose failures they are.
+        progress: told what happens.
+        resource_overrides: as ``build_definitions`` takes them.
+
+    Raises:
+        AboError: what stopped it, or a blocking check that did not pass.
+        KeyboardInterrupt: Ctrl-C; what was committed stays.
+    """
+    definitions = build_definitions(settings, progress=progress, **resource_overrides)
+    with _only_run(settings), dagster_instance(settings) as instance:
+        progress.pending(sum(account.failed for account in _accounts(settings)))
+        totals = _execute(definitions, instance, "retry_failures_job").output_for_node("replay_failures")
+        after = _sums(_accounts(settings))
+        none = dict.fromkeys(("skipped", "failed_before", "removed"), 0)
+        progress.finished(EMBEDDINGS, none | {"skipped": after["total_embedded"] - totals["embedded"]} | totals | after)
+        if totals["embedded"]:
+            for asset in AFTER:
+                progress.finished(asset, _materialize(definitions, instance, asset))
+
+
+def plan_run(settings: Settings) -> Plan:
+    """What a run would have to embed, as the catalogue and the rows are now.
+
+    Raises:
+        CatalogError: there is no catalogue yet.
+        SettingsError: the state folder cannot be written to.
+        StoreError: the database does not answer.
+    """
+    with StoreResource(settings).opened() as store, dagster_instance(settings) as instance:
+        plan = plan_of(store, settings, instance)
+    if not plan.kept:
+        raise CatalogError(
+            f"The catalogue {settings.catalogue} is empty so far. `abo run --until image_paths` fetches the archive "
+            "and reads it, without embedding anything; then ask for the plan again."
+        )
+    return plan
 
 
 @contextmanager
@@ -133,26 +222,28 @@ def _embed(
     }
     progress.pending(sum(account.pending + retry_failures * account.failed for account in to_run.values()))
     totals = dict.fromkeys(("embedded", "skipped", "failed", "failed_before", "removed"), 0)
-    run_config = {"ops": {EMBEDDINGS: {"config": {"retry_failures": retry_failures}}}}
+    config = {"retry_failures": retry_failures}
     for key, account in before.items():
         if key in to_run:
-            metadata = _materialize(definitions, instance, EMBEDDINGS, partition_key=key, run_config=run_config)
+            metadata = _materialize(definitions, instance, EMBEDDINGS, partition_key=key, config=config)
         else:
             metadata = {"skipped": account.embedded, "failed_before": account.failed}
         for name in totals:
             totals[name] += metadata.get(name, 0)
-    after = _accounts(settings)
-    return totals | {
-        "partitions_run": len(to_run),
-        "kept": sum(account.kept for account in after),
-        "total_embedded": sum(account.embedded for account in after),
-        "total_failed": sum(account.failed for account in after),
-    }
+    return totals | {"partitions_run": len(to_run)} | _sums(_accounts(settings))
 
 
 def _accounts(settings: Settings) -> list[Account]:
     with StoreResource(settings).opened() as store:
         return store.accounts(settings.space_name, partition_starts(settings.partitions))
+
+
+def _sums(accounts: Sequence[Account]) -> dict[str, int]:
+    return {
+        "kept": sum(account.kept for account in accounts),
+        "total_embedded": sum(account.embedded for account in accounts),
+        "total_failed": sum(account.failed for account in accounts),
+    }
 
 
 def _materialize(
@@ -161,19 +252,46 @@ def _materialize(
     asset: str,
     *,
     partition_key: str | None = None,
-    run_config: dict[str, Any] | None = None,
+    config: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """One run of one asset and its checks; its metadata as plain values."""
-    job = definitions.resolve_implicit_global_asset_job_def()
+    result = _execute(
+        definitions,
+        instance,
+        None,
+        run_config={"ops": {asset: {"config": config}}} if config else {},
+        partition_key=partition_key,
+        asset_selection=[dg.AssetKey(asset)],
+    )
+    (materialization,) = result.asset_materializations_for_node(asset)
+    return {name: value.value for name, value in materialization.metadata.items()}
+
+
+def _execute(
+    definitions: dg.Definitions,
+    instance: dg.DagsterInstance,
+    job: str | None,
+    *,
+    run_config: dict[str, Any] | None = None,
+    **what: Any,
+) -> dg.ExecuteInProcessResult:
+    """One run of a job, or of the implicit one of all assets, in this process.
+
+    Raises:
+        CheckError: a blocking check did not pass.
+        KeyboardInterrupt: Ctrl-C.
+        AboError: what stopped an asset or op.
+    """
+    found = definitions.resolve_job_def(job) if job else definitions.resolve_implicit_global_asset_job_def()
     quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
     run_id = str(uuid.uuid4())
     try:
-        result = job.execute_in_process(
+        return found.execute_in_process(
             run_config={**quiet, **(run_config or {})},
             instance=instance,
-            partition_key=partition_key,
-            asset_selection=[dg.AssetKey(asset)],
             run_id=run_id,
+            tags={PROCESS_TAG: this_process()},
+            **what,
         )
     except dg.DagsterExecutionInterruptedError:
         # Dagster's own exception for Ctrl-C, which nothing outside of it would take for one.
@@ -182,8 +300,6 @@ def _materialize(
         if wrong := _checks_not_passed(instance, run_id):
             raise CheckError(wrong) from error
         raise
-    (materialization,) = result.asset_materializations_for_node(asset)
-    return {name: value.value for name, value in materialization.metadata.items()}
 
 
 def _checks_not_passed(instance: dg.DagsterInstance, run_id: str) -> str:

@@ -23,7 +23,7 @@ from abo_pipeline.pictures import Pictures
 from abo_pipeline.sampling import LAST_KEY
 from abo_pipeline.settings import Settings
 from abo_pipeline.store import EmbeddingSpace, Store
-from abo_pipeline.store.nearest import Neighbour, nearest, scope, stored_vector
+from abo_pipeline.store.nearest import Neighbour, first_image, nearest, scope, stored_vector
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -119,6 +119,11 @@ class ImageSearch:
                         "Ids are in the results of a search, and in the first column of images.csv.gz."
                     )
                 return vector, [image_id], ()
+
+
+def stands_for(space: EmbeddingSpace, query: TextQuery | LikeQuery) -> TextQuery | LikeQuery:
+    """A query of the settings with ``like:`` filled in: the first image, a member of every size."""
+    return LikeQuery(first_image(space) or "") if query == LikeQuery("") else query
 
 
 def _as_query(query: str | Path | Query) -> Query:

@@ -2,8 +2,8 @@
 
 A setting comes from, in this order: an argument (a flag of ``abo run``), a variable ``ABO_…``, and for the commands
 that follow a run (``abo search``, ``abo dev``, Dagster's definitions) what the last ``abo run`` was given, kept in the
-state folder. The database's URL comes from its variable alone and is never written down. Nothing here opens a file, a
-model or a database beyond that one small file.
+state folder. The URLs of database and alerts come from their variables alone and are never written down. Nothing here
+opens a file, a model or a database beyond that one small file.
 """
 
 import json
@@ -12,6 +12,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
@@ -91,7 +93,15 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="ABO_", env_ignore_empty=True, frozen=True, extra="ignore")
 
     state_dir: Path = Field(default_factory=_default_state_dir, description="Where everything made here is kept.")
-    archive: str = Field(OFFICIAL_ARCHIVE, description="The images: a URL (http, https, file) or a path of a tar.")
+    assets: str = Field(
+        "",
+        description="Where the frames between assets lie, for several machines to share: a folder, or an fsspec URL "
+        "such as s3://bucket/abo. Unset: in the state folder.",
+    )
+    archive: str = Field(
+        OFFICIAL_ARCHIVE,
+        description="The images: a URL (http, https, file, s3 and what fsspec knows) or a path of a tar.",
+    )
     listings: str = Field(
         "",
         description="The product listings, likewise; 'none' for none. Unset: the official ones with the official "
@@ -119,6 +129,24 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(
         None, description="A Postgres server. Unset: an embedded one in the state folder."
     )
+    max_failed_share: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="A partition of which a larger share failed (and more than 10 images) is not accepted.",
+    )
+    fill_cron: str = Field(
+        "*/10 * * * *", description="When the schedule fill_partitions looks for partitions to embed, in UTC."
+    )
+    fill_per_tick: int = Field(8, ge=1, description="At most so many partitions are asked for each time.")
+    report_cron: str = Field("0 5 * * *", description="When the schedule renew_report renews index and report.")
+    checks_cron: str = Field("0 6 * * *", description="When the schedule run_checks looks whether all still holds.")
+    alert_url: SecretStr | None = Field(
+        None, description="Failed runs are POSTed there as JSON, {'text': …}, as chat services take it."
+    )
+    reports_url: str = Field(
+        "", description="Where a web server shows the folder of reports, for links in Dagster's UI. Unset: file links."
+    )
     index_memory_mb: int = Field(1024, ge=1, description="At most so much memory for building one vector index.")
     queries: Annotated[tuple[str, ...], NoDecode, _split(";"), AfterValidator(_distinct)] = Field(
         PRODUCT_QUERIES,
@@ -144,6 +172,14 @@ class Settings(BaseSettings):
         except OSError:
             # Too long for a path, or below a folder that is closed to us: whoever opens it says so.
             return source
+
+    @field_validator("assets")
+    @classmethod
+    def _a_place(cls, place: str) -> str:
+        """A folder as an absolute path, whether it is there or not; an object store as it is written."""
+        if place.lower().startswith("file://"):
+            place = url2pathname(urlsplit(place).path)
+        return place if not place or "://" in place else str(_expanded(Path(place)).absolute())
 
     @field_validator("catalogue", "space")
     @classmethod
@@ -201,12 +237,12 @@ class Settings(BaseSettings):
     def remember(self) -> None:
         """Keep these settings for the commands that follow, readable for their user alone.
 
-        An archive's URL may hold a secret. The database's URL and the state folder's own place are left out.
+        An archive's URL may hold a secret. URLs that are secrets, and the state folder's own place, are left out.
 
         Raises:
             SettingsError: the state folder cannot be written.
         """
-        text = self.model_dump_json(exclude={"database_url", "state_dir"}, indent=2)
+        text = self.model_dump_json(exclude={"database_url", "alert_url", "state_dir"}, indent=2)
         self.folder()
         try:
             partial = self._memory.with_suffix(f".{os.getpid()}.part")
@@ -236,6 +272,11 @@ class Settings(BaseSettings):
         return folder
 
     @property
+    def frames(self) -> str:
+        """The folder or URL of this catalogue's frames: two catalogues have assets of the same names."""
+        return f"{(self.assets or str(self.state_dir / 'assets')).rstrip('/')}/{self.catalogue}"
+
+    @property
     def listings_source(self) -> str | None:
         """Where the listings come from, or None for none."""
         if self.listings == NO_LISTINGS:
@@ -260,5 +301,5 @@ def _explain(error: ValidationError) -> str:
 
 def _explain_one(location: Sequence[int | str], details: Any) -> str:
     variable = f"ABO_{str(location[0]).upper()}"
-    shown = ":" if "database" in str(location[0]) else f" has value {details['input']!r}:"
+    shown = ":" if "_url" in variable.lower() else f" has value {details['input']!r}:"
     return f"{variable}{shown} {details['msg'].removeprefix('Value error, ')}."

@@ -3,6 +3,7 @@
 Where the output is no terminal, the bars are lines now and then. What a run does is for ``runner``.
 """
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from abo_pipeline.catalog import REASONS
 from abo_pipeline.download import in_megabytes
 from abo_pipeline.embedding import Tally
+from abo_pipeline.plan import Plan
 from abo_pipeline.runner import PipelineProgress
+from abo_pipeline.settings import Settings
 
 _LINE_SECONDS = 10.0
 
@@ -26,6 +29,7 @@ STAGES = {
     "image_paths": "catalogue",
     "image_embeddings": "embeddings",
     "embedding_index": "index",
+    "golden_queries": "queries",
     "search_report": "report",
 }
 """What an asset is called at the terminal."""
@@ -152,6 +156,22 @@ class TerminalProgress(PipelineProgress):
         self.say(STAGES[asset], _WORDS[asset](metadata))
 
 
+def plan_lines(plan: Plan, settings: Settings) -> list[tuple[str, str]]:
+    """A plan as lines of a heading and words."""
+    account = f"kept {plan.kept:,} = embedded {plan.embedded:,} + failed {plan.failed:,} + pending {plan.pending:,}"
+    lines = [("catalogue", f"{settings.catalogue}: {account}"), ("pending", str(plan))]
+    if speed := plan.speed:
+        words = f"{speed.images_per_second:.1f} images/s, from {speed.images:,} images in {speed.runs:,} runs here"
+        lines.append(("speed", words))
+    if settings.database_url is None:
+        free = shutil.disk_usage(settings.folder()).free
+        fits = (
+            "" if plan.disk_bytes < free else ", which is too little: make room, or set ABO_STATE_DIR to another disk"
+        )
+        lines.append(("disk", f"{free / 1e6:,.0f} MB free in {settings.state_dir}{fits}"))
+    return lines
+
+
 def _archive(metadata: dict[str, Any]) -> str:
     how = "fetched" if metadata["fetched"] else "already here"
     left_out = ", ".join(f"{count:,} {kind}" for kind, count in metadata["left_out"].items())
@@ -189,8 +209,16 @@ def _index(metadata: dict[str, Any]) -> str:
     return f"{built}; over {sizes} images, {metadata['bytes'] / 1e6:,.1f} MB"
 
 
+def _golden(metadata: dict[str, Any]) -> str:
+    overlaps = [value for name, value in metadata.items() if name.startswith("overlap_at_10_")]
+    if not overlaps:
+        return f"{metadata['queries']} recorded, to be compared with after the next build"
+    shared = ", ".join(f"{overlap:.0%}" for overlap in overlaps)
+    return f"{metadata['queries']} recorded; {shared} of the hits as before, {metadata['newcomers']:,} newcomers"
+
+
 def _report(metadata: dict[str, Any]) -> str:
-    return f"{metadata['queries']} grids\n{'':<11} {metadata['first_grid']}\n{'':<11} {metadata['page']}"
+    return f"{metadata['queries']} grids\n{'':<11} {metadata['first_grid']}\n{'':<11} {metadata['page_file']}"
 
 
 _WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -199,5 +227,6 @@ _WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "image_paths": _catalogue,
     "image_embeddings": _embeddings,
     "embedding_index": _index,
+    "golden_queries": _golden,
     "search_report": _report,
 }

@@ -26,6 +26,13 @@ Abo = Callable[..., tuple[int, str, str]]
 ABO = Path(sys.executable).with_name("abo")
 
 
+DOCTOR = (
+    *("python", "machine", "state", "assets", "archive", "listings", "model", "postgres", "space"),
+    *("dagster", "launcher"),
+)
+"""What the doctor looks at, in its order."""
+
+
 @pytest.fixture
 def abo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], database_url: str) -> Abo:
     """Call it with a command's words; gives exit code, standard output and standard error."""
@@ -61,7 +68,7 @@ def test_a_run_reports_each_asset_and_the_commands_that_follow_need_no_flags(abo
 
     assert code == 0
     said = record(out)
-    assert list(said) == ["model", "archive", "listings", "catalogue", "embeddings", "index", "report"]
+    assert list(said) == ["model", "archive", "listings", "catalogue", "embeddings", "index", "queries", "report"]
     kept, rows = map(int, re.match(r"kept (\d+) of (\d+) images; dropped ", said["catalogue"]).groups())
     embedded, failed = map(
         int, re.fullmatch(r"embedded (\d+), 0 were there already, failed (\d+)", said["embeddings"]).groups()
@@ -80,9 +87,36 @@ def test_a_run_reports_each_asset_and_the_commands_that_follow_need_no_flags(abo
     )
     assert record(out)["index"].startswith("nothing to build; ")
 
+    assert record(out)["queries"].endswith(" recorded; 100%, 100%, 100% of the hits as before, 0 newcomers")
+
     # Failures are tried again when asked, and fail again.
     code, out, _ = abo(*run, "--retry-failures")
     assert record(out)["embeddings"].endswith(", failed 2")
+    code, out, _ = abo("retry-failures")
+    assert (code, list(record(out))) == (0, ["embeddings"])
+    assert record(out)["embeddings"].endswith(", failed 2")
+
+    # They are listed by reason, with an example, and one by one.
+    code, out, _ = abo("failures")
+    assert code == 0
+    assert [line.split()[:3] for line in out.splitlines() if line[:6].strip().isdigit()] == [
+        ["1", "decode", "ImageError"],
+        ["1", "decode", "OSError"],
+    ]
+    code, out, _ = abo("failures", "--json")
+    failures = json.loads(out)
+    assert [failure["error"] for failure in failures] == sorted(
+        ("ImageError", "OSError"), reverse=failures[0]["error"] == "OSError"
+    )
+    assert all(Path(failure["path"]).suffix == ".jpg" and failure["message"] for failure in failures)
+    code, out, _ = abo("failures", "--all")
+    assert all(failure["image_id"] in out for failure in failures)
+
+    # Nothing is left to do, as the plan says.
+    code, out, _ = abo("plan")
+    assert record(out)["pending"] == f"nothing to embed: kept {kept:,} = embedded {embedded:,} + failed {failed:,}"
+    code, out, _ = abo("plan", "--json")
+    assert (json.loads(out)["pending"], json.loads(out)["speed"]["images"] >= kept) == (0, True)
 
     # A search by text, by one of its hits, and by a picture that is in the archive.
     code, out, _ = abo("search", "a red chair", "-k", "5", "--json")
@@ -105,12 +139,11 @@ def test_a_run_reports_each_asset_and_the_commands_that_follow_need_no_flags(abo
     code, _, err = abo("search", "red " * 200, "-k", "1")
     assert (code, err) == (0, "note: The text is longer than the model reads; its end was ignored.\n")
 
-    # The doctor finds everything well.
+    # The doctor finds everything well; of the machine itself something may be worth a look.
     code, out, _ = abo("doctor")
+    marks = {line.split()[1]: line.split()[0] for line in out.splitlines()}
     assert code == 0
-    assert [line.split()[:2] for line in out.splitlines()] == [
-        ["ok", what] for what in ("python", "state", "archive", "listings", "model", "postgres", "space")
-    ]
+    assert marks == dict.fromkeys(DOCTOR, "ok") | {what: marks[what] for what in ("machine", "state")}
 
     # Another model is refused for the same space, and what is there stays.
     changed = shutil.copytree(SMALL_CLIP, tmp_path / "changed")
@@ -242,15 +275,8 @@ def test_the_doctor_names_what_is_wrong_and_the_remedy(abo, monkeypatch):
 
     marks = {line.split()[1]: line.split()[0] for line in out.splitlines()}
     assert code == 1
-    assert marks == {
-        "python": "ok",
-        "state": "ok",
-        "archive": "ok",
-        "listings": "ok",
-        "model": "bad",
-        "postgres": "bad",
-        "space": "bad",
-    }
+    assert tuple(marks) == DOCTOR
+    assert [what for what, mark in marks.items() if mark == "bad"] == ["model", "postgres", "space"]
     assert "There is no model folder /no/such/model." in out
     assert "s3cret" not in out
 

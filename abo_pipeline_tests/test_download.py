@@ -1,22 +1,28 @@
 """Downloads from a real server in this process, which cuts, lies, and remembers what it was asked."""
 
 import hashlib
+import io
 import json
 import logging
 import os
+import resource
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing import get_context
 from pathlib import Path
+from typing import ClassVar
 
+import fsspec
 import pytest
+from fsspec.registry import known_implementations
 
-from abo_pipeline.download import FetchedArchive, fetch, public_url
+from abo_pipeline.download import FetchedArchive, fetch, fetched_stamp, remote_stamp
 from abo_pipeline.errors import ArchiveError
+from abo_pipeline.storage import public_url
 
 KIB = 1024
 CONTENT = hashlib.shake_128(b"archive").digest(300 * KIB + 123)
@@ -48,6 +54,7 @@ class Remote:
     asked: list[tuple[str | None, str | None]] = field(default_factory=list)
     authorization: list[str | None] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
+    heads: int = 0
     port: int = 0
     over: threading.Event = field(default_factory=threading.Event)
 
@@ -72,7 +79,11 @@ def handler_of(remote: Remote) -> type[BaseHTTPRequestHandler]:
             ranged = wanted and not answer.ignores_range
             if ranged and condition not in (None, remote.etag) and not answer.ignores_if_range:
                 ranged = False
-            self.reply(answer, int(wanted.removeprefix("bytes=").rstrip("-")) if ranged else None)
+            self.reply(answer, int(wanted.removeprefix("bytes=").partition("-")[0]) if ranged else None)
+
+        def do_HEAD(self):
+            remote.heads += 1
+            self.reply(remote.answers.pop(0) if remote.answers else Answer(), None)
 
         def reply(self, answer, start):
             total = len(remote.content)
@@ -94,7 +105,8 @@ def handler_of(remote: Remote) -> type[BaseHTTPRequestHandler]:
                 if name not in answer.without:
                     self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(body[: answer.cut_after])
+            if self.command != "HEAD":
+                self.wfile.write(body[: answer.cut_after])
 
         def log_message(self, *_):
             pass
@@ -523,6 +535,464 @@ def test_a_redirect_is_followed_and_one_that_leads_nowhere_is_not_tried_again(re
     )
 
 
+# --- What changed at its source ---
+
+
+def change(remote: Remote) -> None:
+    remote.content, remote.etag = OTHER, '"two"'
+
+
+def test_what_was_fetched_stays_in_use_when_the_original_changes(remote, tmp_path):
+    first = fetch(remote.url, tmp_path)
+    change(remote)
+
+    assert fetch(remote.url, tmp_path).sha256 == first.sha256
+    assert len(remote.asked) == 1
+
+
+def test_a_refresh_goes_over_to_the_new_version(remote, tmp_path):
+    path = fetch(remote.url, tmp_path).path
+    change(remote)
+
+    with path.open("rb") as reader:
+        fetched = fetch(remote.url, tmp_path, refresh=True)
+        read_on = reader.read()
+
+    assert fetched == FetchedArchive(path, len(OTHER), sha256(OTHER), remote.url, fetched=True)
+    assert path.read_bytes() == OTHER
+    assert read_on == CONTENT
+    assert json.loads((tmp_path / f"{NAME}.json").read_text())["etag"] == '"two"'
+    assert left_in(tmp_path) == [NAME, f"{NAME}.json"]
+    assert not fetch(remote.url, tmp_path).fetched
+
+
+@pytest.mark.parametrize("knows_head", [True, False])
+def test_a_refresh_of_what_did_not_change_downloads_nothing(remote, tmp_path, knows_head):
+    first = fetch(remote.url, tmp_path)
+    remote.answers = [Answer(status=200 if knows_head else 405)]
+
+    again = fetch(remote.url, tmp_path, refresh=True)
+
+    assert again == FetchedArchive(first.path, first.bytes, first.sha256, first.source, fetched=False)
+    assert remote.heads == 1
+    assert remote.asked[1:] == ([] if knows_head else [("bytes=0-0", None)])
+
+
+def test_a_refresh_from_a_server_that_names_no_version_downloads(remote, tmp_path):
+    remote.answers = [Answer(without=("ETag",))] * 3
+    fetch(remote.url, tmp_path)
+
+    assert fetch(remote.url, tmp_path, refresh=True).fetched
+
+
+def test_a_refresh_before_the_first_download_is_one(remote, tmp_path):
+    assert fetch(remote.url, tmp_path, refresh=True).sha256 == sha256(CONTENT)
+    assert (remote.heads, len(remote.asked)) == (0, 1)
+
+
+def test_a_refresh_replaces_what_was_altered_here(remote, tmp_path):
+    path = fetch(remote.url, tmp_path).path
+    path.write_bytes(OTHER)
+
+    assert fetch(remote.url, tmp_path, refresh=True).sha256 == sha256(CONTENT)
+
+
+def test_a_refresh_that_is_cut_leaves_the_old_one_in_use_and_goes_on_later(remote, tmp_path):
+    fetch(remote.url, tmp_path)
+    change(remote)
+    remote.answers = [Answer(), Answer(cut_after=128 * KIB), Answer(status=503)]
+
+    assert "131,072 bytes have arrived and are kept" in refusal(remote.url, tmp_path, refresh=True, attempts=1)
+    assert fetch(remote.url, tmp_path).sha256 == sha256(CONTENT)
+    assert fetch(remote.url, tmp_path, refresh=True).sha256 == sha256(OTHER)
+    assert remote.asked[-1] == ("bytes=131072-", '"two"')
+
+
+@pytest.mark.parametrize("last_act", ["replace", "write_note"])
+def test_a_refresh_that_is_killed_near_its_end_leaves_one_whole_archive(remote, tmp_path, monkeypatch, last_act):
+    path = fetch(remote.url, tmp_path).path
+    change(remote)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    written: list[Path] = []
+
+    def killed_at_the_second(note: Path, _: object) -> None:
+        written.append(note)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        if last_act == "replace":
+            patched.setattr(type(path), "replace", killed)
+        else:
+            patched.setattr("abo_pipeline.download._write_note", killed_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            fetch(remote.url, tmp_path, refresh=True)
+
+    expected = CONTENT if last_act == "replace" else OTHER
+    assert fetch(remote.url, tmp_path).sha256 == sha256(expected)
+    assert fetch(remote.url, tmp_path, refresh=True).sha256 == sha256(OTHER)
+    assert path.read_bytes() == OTHER
+
+
+def test_a_copy_of_another_version_than_is_wanted_is_refreshed(remote, tmp_path):
+    fetch(remote.url, tmp_path)
+    change(remote)
+
+    assert not fetch(remote.url, tmp_path, sha256=sha256(CONTENT)).fetched
+    assert fetch(remote.url, tmp_path, sha256=sha256(OTHER)).sha256 == sha256(OTHER)
+
+
+def test_a_version_that_is_gone_from_its_source_is_refused(remote, tmp_path):
+    change(remote)
+
+    assert refusal(remote.url, tmp_path, sha256=sha256(CONTENT)) == (
+        f"{remote.url} is no longer the archive that was taken before: its SHA-256 was {sha256(CONTENT)} and is"
+        f" {sha256(OTHER)}. Materialize raw_archive with refresh: true, and then image_paths, to go over to the"
+        " new one."
+    )
+
+
+@pytest.mark.parametrize(
+    ("headers", "without", "stamp"),
+    [
+        ({}, (), '"one"'),
+        ({"ETag": 'W/"weak"'}, (), '"weak"'),
+        (
+            {"Last-Modified": "Wed, 21 Oct 2015 07:28:00 GMT", "Content-Length": "7"},
+            ("ETag",),
+            "Wed, 21 Oct 2015 07:28:00 GMT, 7 bytes",
+        ),
+    ],
+)
+def test_the_stamp_of_a_url_is_its_etag_or_else_time_and_size(remote, tmp_path, headers, without, stamp):
+    remote.answers = [Answer(headers=headers, without=without)]
+
+    assert remote_stamp(remote.url, tmp_path) == stamp
+    assert (remote.heads, remote.asked) == (1, [])
+    assert left_in(tmp_path) == []
+
+
+def test_the_stamp_is_had_from_a_server_that_knows_no_head(remote, tmp_path):
+    remote.answers = [Answer(status=403)]
+
+    assert remote_stamp(remote.url, tmp_path) == '"one"'
+    assert remote.asked == [("bytes=0-0", None)]
+
+
+@pytest.mark.parametrize("place", ["http", "file", "store"])
+def test_the_stamp_is_that_of_what_was_fetched_until_the_original_changes(remote, tmp_path, bucket, place):
+    source = {"http": remote.url, "file": str(tmp_path / "a.tar"), "store": bucket.url}[place]
+    (tmp_path / "a.tar").write_bytes(CONTENT)
+    folder = tmp_path / "state"
+    if place != "file":
+        assert fetched_stamp(source, folder) is None
+    fetch(source, folder)
+    before = remote_stamp(source, folder)
+    assert fetched_stamp(source, folder) == before
+
+    change(remote)
+    (tmp_path / "a.tar").write_bytes(OTHER)
+    bucket.put(OTHER)
+
+    assert remote_stamp(source, folder) != before
+    if place != "file":
+        assert fetched_stamp(source, folder) == before
+    fetch(source, folder, refresh=True)
+    assert fetched_stamp(source, folder) == remote_stamp(source, folder)
+
+
+def test_nobody_knows_the_stamp_of_what_a_person_put_there(remote, tmp_path):
+    (tmp_path / NAME).write_bytes(OTHER)
+    fetch(remote.url, tmp_path)
+
+    assert fetched_stamp(remote.url, tmp_path) is None
+
+
+def stamp_refusal(source: str, folder: Path, **options) -> str:
+    with pytest.raises(ArchiveError) as caught:
+        remote_stamp(source, folder, **options)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        (
+            [Answer(without=("ETag",))],
+            "comes with neither ETag nor Last-Modified, so that nobody can tell whether it changed."
+            " Materialize raw_archive with refresh: true when you know that it did.",
+        ),
+        (
+            [Answer(status=404)] * 2,
+            "cannot be fetched: the server answered 404 Not Found."
+            " Check the URL, and that it may be read with what is given in it.",
+        ),
+        (
+            [Answer(status=503)] * 2,
+            "cannot be looked at: the server answered 503 Service Unavailable. Try again later.",
+        ),
+    ],
+)
+def test_a_stamp_that_cannot_be_had_is_refused_without_the_urls_secrets(remote, tmp_path, answers, words):
+    remote.answers = answers
+
+    assert stamp_refusal(with_secrets(remote.url), tmp_path) == f"{remote.url} {words}"
+
+
+def test_the_stamp_of_what_is_not_there_is_refused(tmp_path):
+    assert stamp_refusal(str(tmp_path / NAME), tmp_path).startswith(f"{tmp_path / NAME} does not exist.")
+    assert stamp_refusal("http://127.0.0.1:9/a.tar", tmp_path) == (
+        "http://127.0.0.1:9/a.tar cannot be looked at: the connection failed (Connection refused). Try again later."
+    )
+
+
+# --- Object stores ---
+
+
+@dataclass
+class Bucket:
+    """One object in a store that can be reached through fsspec, and what is done to those who read it."""
+
+    content: bytes = CONTENT
+    etag: str | None = "one"
+    url: str = f"bucket://user:pass%40word@shop/archives/{NAME}?sig=signed"
+    faults: dict[int, Exception | Callable[[], None]] = field(default_factory=dict)
+    """By the position from which is read: what is raised there, or done before, once."""
+    begun: list[int] = field(default_factory=list)
+    """Where each reader began."""
+    looked: int = 0
+    seekable: bool = True
+    problem: Exception | None = None
+
+    def put(self, content: bytes) -> None:
+        self.content, self.etag = content, sha256(content)[:8]
+
+
+class BucketFileSystem(fsspec.AbstractFileSystem):
+    protocol = "bucket"
+    cachable = False
+    bucket: ClassVar[Bucket]
+
+    def info(self, path, **_):
+        self.bucket.looked += 1
+        if self.bucket.problem:
+            raise self.bucket.problem
+        if not path.partition("?")[0].endswith(NAME):
+            raise FileNotFoundError(path)
+        tag = {"ETag": self.bucket.etag} if self.bucket.etag else {}
+        return {"name": path, "type": "file", "size": len(self.bucket.content), **tag}
+
+    def _open(self, *_, **__):
+        return BucketFile(self.bucket)
+
+
+class BucketFile(io.BytesIO):
+    """Answers each read from what the bucket holds at that time, as stores do."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        super().__init__()
+        self.bucket, self.position = bucket, 0
+        self.begin = True
+
+    def seekable(self) -> bool:
+        return self.bucket.seekable
+
+    def seek(self, position, *_):
+        self.position = position
+        return position
+
+    def read(self, size=-1):
+        if self.begin:
+            self.bucket.begun.append(self.position)
+            self.begin = False
+        fault = self.bucket.faults.pop(self.position, None)
+        if isinstance(fault, Exception):
+            raise fault
+        if fault:
+            fault()
+        chunk = self.bucket.content[self.position : self.position + size]
+        self.position += len(chunk)
+        return chunk
+
+
+fsspec.register_implementation("bucket", BucketFileSystem)
+
+SHOWN = f"bucket://shop/archives/{NAME}"
+
+
+@pytest.fixture
+def bucket() -> Bucket:
+    BucketFileSystem.bucket = Bucket()
+    return BucketFileSystem.bucket
+
+
+def test_an_object_is_downloaded_whole_and_noted(bucket, tmp_path):
+    reports = []
+
+    fetched = fetch(bucket.url, tmp_path, progress=lambda *report: reports.append(report))
+
+    path = tmp_path / NAME
+    assert fetched == FetchedArchive(path, len(CONTENT), sha256(CONTENT), SHOWN, fetched=True)
+    assert path.read_bytes() == CONTENT
+    assert json.loads((tmp_path / f"{NAME}.json").read_text()) == {
+        "source": SHOWN,
+        "etag": "one",
+        "last_modified": None,
+        "archive": NAME,
+        "bytes": len(CONTENT),
+        "mtime_ns": path.stat().st_mtime_ns,
+        "sha256": sha256(CONTENT),
+    }
+    assert left_in(tmp_path) == [NAME, f"{NAME}.json"]
+    assert [done // KIB for done, _ in reports] == [64, 128, 192, 256, 300]
+    assert {total for _, total in reports} == {len(CONTENT)}
+
+
+def test_an_object_in_a_store_of_fsspecs_own_is_fetched_and_refreshed(tmp_path):
+    store = fsspec.filesystem("memory")
+    store.pipe_file("/abo-test/a.tar", CONTENT)
+    source = "memory://abo-test/a.tar"
+
+    first, again = fetch(source, tmp_path), fetch(source, tmp_path, refresh=True)
+    store.pipe_file("/abo-test/a.tar", OTHER)
+    new = fetch(source, tmp_path, refresh=True)
+    store.rm("/abo-test", recursive=True)
+
+    assert [(one.sha256, one.fetched) for one in (first, again, new)] == [
+        (sha256(CONTENT), True),
+        (sha256(CONTENT), False),
+        (sha256(OTHER), True),
+    ]
+
+
+def test_an_object_already_fetched_is_not_asked_for_again(bucket, tmp_path):
+    fetch(bucket.url, tmp_path)
+    bucket.looked = 0
+
+    assert not fetch(bucket.url, tmp_path).fetched
+    assert bucket.looked == 0
+
+
+def test_an_object_goes_on_where_it_was_cut(bucket, tmp_path, pauses):
+    bucket.faults = {128 * KIB: ConnectionResetError(104, "secret"), 192 * KIB: TimeoutError("secret")}
+
+    assert fetch(bucket.url, tmp_path).sha256 == sha256(CONTENT)
+    assert bucket.begun == [0, 128 * KIB, 192 * KIB]
+    assert pauses == [1.0, 1.0]
+
+
+def test_an_object_that_can_only_be_read_from_the_start_is_read_from_there(bucket, tmp_path):
+    bucket.seekable = False
+    bucket.faults = {128 * KIB: ConnectionResetError()}
+
+    assert fetch(bucket.url, tmp_path).sha256 == sha256(CONTENT)
+    assert bucket.begun == [0, 0]
+
+
+def test_an_object_that_is_changed_while_it_is_read_is_started_afresh(bucket, tmp_path):
+    bucket.faults = {128 * KIB: lambda: bucket.put(OTHER)}
+
+    assert fetch(bucket.url, tmp_path).sha256 == sha256(OTHER)
+    assert bucket.begun == [0, 0]
+
+
+def test_what_is_left_of_an_older_object_is_not_continued(bucket, tmp_path):
+    bucket.faults = {128 * KIB: ConnectionResetError()}
+    refusal(bucket.url, tmp_path, attempts=0)
+    bucket.put(OTHER)
+
+    assert fetch(bucket.url, tmp_path).sha256 == sha256(OTHER)
+    assert bucket.begun == [0, 0]
+
+
+def test_a_store_without_etags_and_times_is_known_by_what_it_says(bucket, tmp_path):
+    bucket.etag = None
+    fetch(bucket.url, tmp_path)
+
+    assert not fetch(bucket.url, tmp_path, refresh=True).fetched
+    bucket.content = OTHER
+    assert fetch(bucket.url, tmp_path, refresh=True).sha256 == sha256(OTHER)
+
+
+class NoCredentialsError(Exception):
+    """Named like botocore's, which is no OSError."""
+
+
+@pytest.mark.parametrize(
+    ("problem", "words"),
+    [
+        (FileNotFoundError("secret"), "it does not exist"),
+        (PermissionError("secret"), "this machine's credentials do not allow it"),
+        (
+            NoCredentialsError("secret"),
+            "this machine has no valid credentials for it; set those of the store in its environment",
+        ),
+    ],
+)
+def test_a_store_that_refuses_for_good_is_not_asked_again(bucket, tmp_path, pauses, problem, words):
+    bucket.problem = problem
+
+    assert refusal(bucket.url, tmp_path) == (
+        f"{SHOWN} cannot be fetched: {words}. Check the URL, and what this machine may read."
+    )
+    assert pauses == []
+    assert left_in(tmp_path) == []
+
+
+def test_a_store_that_does_not_answer_is_given_up(bucket, tmp_path, pauses):
+    bucket.problem = ConnectionRefusedError(111, "secret")
+
+    assert refusal(bucket.url, tmp_path, attempts=3) == (
+        f"{SHOWN} could not be fetched: the store could not be read (Connection refused). Attempts in a row that"
+        " brought nothing new: 3. 0 bytes have arrived and are kept; run again to go on."
+    )
+    assert pauses == [1.0, 2.0]
+
+
+def test_a_full_disk_is_not_taken_for_the_stores_fault(bucket, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100 * KIB, limits[1]))
+    try:
+        words = refusal(bucket.url, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    assert words == (
+        f"{SHOWN} cannot be downloaded into {tmp_path}: File too large."
+        " Give a folder that may be written and has room for the archive."
+    )
+    assert fetch(bucket.url, tmp_path).sha256 == sha256(CONTENT)
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    entry = {"class": "no_such_package.Shop", "err": "Install no_such_package to access Shop"}
+    monkeypatch.setitem(known_implementations, "absent", entry)
+
+    assert refusal("absent://user:secret@bucket/a.tar", tmp_path) == (
+        "absent://bucket/a.tar needs a package that is not installed. Install no_such_package to access Shop."
+    )
+
+
+@pytest.mark.parametrize("problem", [None, TimeoutError("signed pass@word"), RuntimeError("signed pass@word user:")])
+def test_what_a_stores_url_holds_is_shown_nowhere(bucket, tmp_path, caplog, problem):
+    bucket.problem = problem
+    told = []
+
+    with caplog.at_level(logging.INFO):
+        try:
+            told.append(repr(fetch(bucket.url, tmp_path, attempts=2)))
+        except ArchiveError as error:
+            told.append("".join(traceback.format_exception(error)))
+
+    told += [caplog.text, *(path.read_bytes().decode("latin-1") for path in tmp_path.glob("*.json"))]
+    assert SHOWN in told[0]
+    for secret in ("pass%40word", "pass@word", "user:", "signed"):
+        assert secret not in "".join(told)
+
+
 # --- Secrets ---
 
 
@@ -571,6 +1041,12 @@ def test_a_new_signature_is_no_new_address(remote, tmp_path):
         ("https://user:p@ss@host:8080/a.tar?key=1#top", "https://host:8080/a.tar"),
         ("https://host/a@b.tar", "https://host/a@b.tar"),
         ("file:///data/a.tar", "file:///data/a.tar"),
+        ("s3://key:secret@bucket/a#1.tar?versionId=3", "s3://bucket/a#1.tar"),
+        (
+            "abfss://container@account.dfs.core.windows.net/a.tar",
+            "abfss://container@account.dfs.core.windows.net/a.tar",
+        ),
+        ("abfss://user:secret@account.dfs.core.windows.net/a.tar", "abfss://account.dfs.core.windows.net/a.tar"),
     ],
 )
 def test_a_url_is_shown_without_its_secrets(url, shown):
@@ -639,16 +1115,21 @@ def test_a_folder_is_refused(tmp_path):
     ("source", "words"),
     [
         (
-            "s3://user:secret@bucket/a.tar?secret",
-            "s3://bucket/a.tar cannot be fetched. Give a path, or a URL that begins with http://, https:// or file://.",
+            "nosuch://user:secret@bucket/a.tar?secret",
+            "nosuch://bucket/a.tar cannot be fetched. Give a path, or a URL that begins with http://, https:// or"
+            " file://, or with the name of an object store such as s3://.",
+        ),
+        (
+            "s3://user:secret@bucket/?secret",
+            "s3://bucket/ does not end in a file's name. Give the URL of the archive itself.",
         ),
         (
             "https://user:secret@host:port/a.tar?secret",
-            "The archive's URL cannot be understood. Write it like https://host/folder/name.tar.",
+            "The URL cannot be understood. Write it like https://host/folder/name.tar.",
         ),
         (
             "https:///a.tar?secret",
-            "The archive's URL cannot be understood. Write it like https://host/folder/name.tar.",
+            "The URL cannot be understood. Write it like https://host/folder/name.tar.",
         ),
         (
             "https://user:secret@host/folder/?secret",

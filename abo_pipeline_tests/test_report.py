@@ -146,7 +146,10 @@ def test_a_folder_that_cannot_be_written_is_an_error_in_words(search, tmp_path):
     with pytest.raises(SettingsError) as caught:
         write_report(search, ("red",), (10,), 3, missing)
 
-    assert str(caught.value) == f"The report cannot be written to {missing}: No such file or directory."
+    assert str(caught.value) == (
+        f"The report cannot be written to {missing}: No such file or directory. Make room on that disk, or set "
+        "ABO_STATE_DIR to a folder that can be written to; the report before it, if any, is still there."
+    )
 
 
 def test_a_thumbnail_is_small_and_the_same_picture(search, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from abo_pipeline import store as store_module
 from abo_pipeline.embedding import Tally
 from abo_pipeline.errors import AboError, CatalogError, CheckError, SettingsError, StoreError
-from abo_pipeline.runner import dagster_instance, run_pipeline
+from abo_pipeline.runner import dagster_instance, plan_run, retry_failures, run_pipeline
 from abo_pipeline.settings import Settings
 from abo_pipeline.store import open_store
 from abo_pipeline_tests.archives import jpeg, write_images
@@ -69,6 +69,7 @@ def test_every_asset_is_reported_in_order_and_the_sums_are_right(settings):
         "image_paths",
         "image_embeddings",
         "embedding_index",
+        "golden_queries",
         "search_report",
     ]
     assert told.to_embed == 31
@@ -251,3 +252,64 @@ def test_another_archive_in_the_same_catalogue_is_refused_and_in_another_one_lea
     )
     assert (again["embedded"], again["skipped"], again["kept"]) == (0, 30, 31)
     assert (meant["embedded"], meant["removed"], meant["kept"]) == (30, 31, 30)
+
+
+def test_a_run_until_the_catalogue_embeds_nothing_and_a_plan_says_what_is_left(settings):
+    told = run(settings, until="image_paths")
+
+    plan = plan_run(settings)
+
+    assert list(told.assets) == ["raw_archive", "listings", "image_paths"]
+    assert (plan.kept, plan.embedded, plan.pending, plan.partitions, plan.minutes) == (31, 0, 31, 4, None)
+
+
+def test_a_plan_goes_by_the_speed_of_past_runs_on_this_machine(settings, tmp_path):
+    run(settings)
+    write_images(tmp_path / "squares.tar", {**SQUARES, "cc/new.jpg": jpeg("lime")})
+    run(settings, until="image_paths")
+
+    plan = plan_run(settings)
+
+    assert (plan.pending, plan.partitions) == (1, 1)
+    assert (plan.speed.images, plan.speed.runs) == (31, 4)
+    assert plan.minutes == pytest.approx(1 / plan.speed.images_per_second / 60)
+
+
+def test_without_a_catalogue_there_is_no_plan(settings):
+    with pytest.raises(CatalogError) as refused:
+        plan_run(settings)
+
+    assert str(refused.value) == (
+        "The catalogue abo is empty so far. `abo run --until image_paths` fetches the archive and reads it, without "
+        "embedding anything; then ask for the plan again."
+    )
+
+
+def test_retrying_failures_tries_these_and_nothing_else_and_renews_what_is_built_on_them(settings):
+    run(settings)
+    store = open_store(settings)
+    space = store.find_space("colours")
+    # An image that is merely pending is not this command's business.
+    space.remove(["00"])
+    store.engine.dispose()
+    told = Recorder()
+
+    retry_failures(settings, told, encoder=ColourEncoder())
+
+    assert told.to_embed == 1
+    assert list(told.assets) == ["image_embeddings"]
+    found = told.assets["image_embeddings"]
+    assert (found["partitions"], found["embedded"], found["failed"]) == (1, 0, 1)
+    assert (found["kept"], found["total_embedded"], found["total_failed"]) == (31, 29, 1)
+
+
+def test_a_retried_image_that_can_be_read_now_becomes_a_vector(settings):
+    small = settings.model_copy(update={"max_file_bytes": 20})
+    run(small.model_copy(update={"max_failed_share": 1.0}), until="image_embeddings")
+    told = Recorder()
+
+    retry_failures(settings, told, encoder=ColourEncoder())
+
+    found = told.assets["image_embeddings"]
+    assert (told.to_embed, found["embedded"], found["failed"]) == (31, 30, 1)
+    assert list(told.assets) == ["image_embeddings", "embedding_index", "golden_queries", "search_report"]

@@ -33,6 +33,7 @@ def test_the_defaults_are_the_official_archive_and_the_full_model(tmp_path):
 
     assert settings.model_dump() == {
         "state_dir": tmp_path / "state",
+        "assets": "",
         "archive": OFFICIAL_ARCHIVE,
         "listings": "",
         "catalogue": "abo",
@@ -46,6 +47,13 @@ def test_the_defaults_are_the_official_archive_and_the_full_model(tmp_path):
         "max_file_bytes": 20_000_000,
         "max_pixels": 50_000_000,
         "database_url": None,
+        "max_failed_share": 0.2,
+        "fill_cron": "*/10 * * * *",
+        "fill_per_tick": 8,
+        "report_cron": "0 5 * * *",
+        "checks_cron": "0 6 * * *",
+        "alert_url": None,
+        "reports_url": "",
         "index_memory_mb": 1024,
         "queries": PRODUCT_QUERIES,
         "report_k": 5,
@@ -267,14 +275,14 @@ def test_only_the_newest_run_is_remembered():
     assert Settings.last() == Settings.read(min_side=2)
 
 
-def test_the_database_is_never_written_down(tmp_path):
-    Settings.read(database_url=DATABASE).remember()
+def test_what_is_secret_is_never_written_down(tmp_path):
+    Settings.read(database_url=DATABASE, alert_url="https://chat.example/s3cr3t").remember()
 
     text = (tmp_path / "state" / "settings.json").read_text(encoding="utf-8")
 
-    assert sorted(json.loads(text)) == sorted(set(Settings.model_fields) - {"database_url", "state_dir"})
+    assert sorted(json.loads(text)) == sorted(set(Settings.model_fields) - {"database_url", "alert_url", "state_dir"})
     assert "s3cr3t" not in text
-    assert Settings.last().database_url is None
+    assert (Settings.last().database_url, Settings.last().alert_url) == (None, None)
 
 
 def test_the_database_comes_from_its_variable_each_time(monkeypatch):

@@ -1,4 +1,6 @@
-"""Asset checks: what must hold before anybody builds on an asset. Blocking where wrong results would follow.
+"""Asset checks: what must hold before anybody builds on an asset.
+
+Blocking where wrong results would follow, a warning where a person should look.
 
 A check looks again by other means than the asset used: at the csv, at the rows, at the planner. What repairs a finding
 is said in its description.
@@ -6,22 +8,30 @@ is said in its description.
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 
 import dagster as dg
 import polars as pl
 
 from abo_pipeline.catalog import audit
+from abo_pipeline.defs.history import last_metadata, report_as_of
 from abo_pipeline.defs.metadata import table
 from abo_pipeline.defs.partitions import image_partitions
 from abo_pipeline.defs.resources import StoreResource
 from abo_pipeline.encoder import Encoder
 from abo_pipeline.pictures import open_images
-from abo_pipeline.sampling import partition_keys, partition_range, partition_starts
+from abo_pipeline.sampling import partition_range
 from abo_pipeline.settings import Settings
-from abo_pipeline.store.nearest import explain, first_image, scope, stored_vector
+from abo_pipeline.store.nearest import explain, first_image, nearest, scope, stored_vector
 
 NORM_TOLERANCE = 1e-3
+SIMILARITY_TOLERANCE = 1e-3
+
+STEADY_OVERLAP = 0.5
+"""overlap@10 over the fixed queries, below which a person should look."""
+
+_NOTHING_EMBEDDED = "no image is embedded: run image_embeddings first"
 
 
 @dg.asset_check(asset="image_paths", blocking=True)
@@ -53,7 +63,7 @@ def index_is_used(
         image_id = first_image(space)
         vector = None if image_id is None else stored_vector(space, image_id)
         if vector is None:
-            return dg.AssetCheckResult(passed=False, description="no image is embedded: run image_embeddings first")
+            return dg.AssetCheckResult(passed=False, description=_NOTHING_EMBEDDED)
         rows = []
         for size in settings.sizes:
             within = scope(space, size)
@@ -70,12 +80,125 @@ def index_is_used(
     )
 
 
+@dg.asset_check(asset="embedding_index", blocking=True)
+def canary_query_answers(
+    settings: dg.ResourceParam[Settings],
+    encoder: dg.ResourceParam[Encoder],
+    store: dg.ResourceParam[StoreResource],
+) -> dg.AssetCheckResult:
+    """At each size, a stored vector finds its own image, and as many others as are asked for or there."""
+    k = 10
+    with store.opened() as opened:
+        space = opened.open_space(settings.space_name, encoder)
+        image_id = first_image(space)
+        vector = None if image_id is None else stored_vector(space, image_id)
+        if vector is None:
+            return dg.AssetCheckResult(passed=False, description=_NOTHING_EMBEDDED)
+        rows = []
+        for size in settings.sizes:
+            within = scope(space, size)
+            embedded, _ = space.coverage(within.cutoff)
+            hits = nearest(space, vector, k, within)
+            best = hits[0].similarity if hits else None
+            # A picture that is stored twice is as near to itself as its twin.
+            found = best is not None and best > 1 - SIMILARITY_TOLERANCE and len(hits) == min(k, embedded)
+            rows.append({"size": size, "hits": len(hits), "of": min(k, embedded), "best": best, "found": found})
+    lost = [row["size"] for row in rows if not row["found"]]
+    return dg.AssetCheckResult(
+        passed=not lost,
+        description=f"image {image_id} does not find itself, or too few others, at size(s) {lost}: drop the size's "
+        "index in Postgres and materialize embedding_index again"
+        if lost
+        else f"image {image_id} finds itself at every size",
+        metadata={"answers": table(rows)},
+    )
+
+
+@dg.asset_check(asset="embedding_index")
+def sizes_are_covered(
+    settings: dg.ResourceParam[Settings],
+    encoder: dg.ResourceParam[Encoder],
+    store: dg.ResourceParam[StoreResource],
+) -> dg.AssetCheckResult:
+    """Every image of each size has been embedded, or has failed with a reason."""
+    with store.opened() as opened:
+        space = opened.open_space(settings.space_name, encoder)
+        accounts = {size: space.account(0, scope(space, size).cutoff) for size in settings.sizes}
+    short = [size for size, account in accounts.items() if account.pending]
+    return dg.AssetCheckResult(
+        passed=not short,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"images are pending in size(s) {short}: searches see a part of them. Run the missing partitions, "
+        "or switch on the schedule fill_partitions"
+        if short
+        else "nothing is pending in any size",
+        metadata={
+            "sizes": table(
+                [
+                    {
+                        "size": size,
+                        "kept": account.kept,
+                        "embedded": account.embedded,
+                        "failed": account.failed,
+                        "pending": account.pending,
+                    }
+                    for size, account in accounts.items()
+                ]
+            )
+        },
+    )
+
+
+@dg.asset_check(asset="golden_queries")
+def golden_queries_are_steady(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+    """At no size do the fixed queries find mostly other images than at the recording before."""
+    found = {
+        name: value
+        for name, value in last_metadata(context.instance, "golden_queries").items()
+        if name.startswith("overlap_at_10_") and isinstance(value, float | int)
+    }
+    low = {name: value for name, value in found.items() if value < STEADY_OVERLAP}
+    return dg.AssetCheckResult(
+        passed=not low,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"{low}: below {STEADY_OVERLAP}. If many images were embedded since the last recording, this is "
+        "what they brought; if not, look at the table of changes, and at recall in embedding_index"
+        if low
+        else (f"{found}" if found else "nothing to compare with yet"),
+        metadata=found,
+    )
+
+
+@dg.asset_check(asset="search_report")
+def report_is_fresh(
+    context: dg.AssetCheckExecutionContext,
+    settings: dg.ResourceParam[Settings],
+    encoder: dg.ResourceParam[Encoder],
+    store: dg.ResourceParam[StoreResource],
+) -> dg.AssetCheckResult:
+    """The report shows what is embedded: nothing was embedded, removed or failed since it was made."""
+    shows = report_as_of(context.instance)
+    with store.opened() as opened:
+        changed = opened.open_space(settings.space_name, encoder).changed_at()
+    fresh = shows is not None and shows >= changed
+    return dg.AssetCheckResult(
+        passed=fresh,
+        severity=dg.AssetCheckSeverity.WARN,
+        description="nothing has changed since"
+        if fresh
+        else f"embeddings changed at {changed:%Y-%m-%d %H:%M:%S %Z}: materialize search_report again, or switch on the "
+        "schedule renew_report",
+        metadata={
+            "embeddings_changed": dg.MetadataValue.timestamp(changed),
+            **({"report_shows": dg.MetadataValue.timestamp(shows)} if shows else {}),
+        },
+    )
+
+
 def partition_checks(settings: Settings) -> Sequence[dg.AssetChecksDefinition]:
     """The checks of image_embeddings, one run of each a partition."""
     # With the asset's partitions: a check without them would be about all partitions each time one has run.
-    partitioned = partial(
-        dg.asset_check, asset="image_embeddings", partitions_def=image_partitions(settings), blocking=True
-    )
+    partitioned = partial(dg.asset_check, asset="image_embeddings", partitions_def=image_partitions(settings))
 
     def every_image_is_accounted_for(
         context: dg.AssetCheckExecutionContext,
@@ -84,10 +207,9 @@ def partition_checks(settings: Settings) -> Sequence[dg.AssetChecksDefinition]:
         store: dg.ResourceParam[StoreResource],
     ) -> dg.AssetCheckResult:
         """Kept = embedded + failed in the partition: nothing pending, nothing of an image that is gone."""
-        number = partition_keys(settings.partitions).index(context.partition_key)
         with store.opened() as opened:
             space = opened.open_space(settings.space_name, encoder)
-            account = space.accounts(partition_starts(settings.partitions))[number]
+            account = space.account(*partition_range(context.partition_key))
         words = (
             f"kept {account.kept:,} = embedded {account.embedded:,} + failed {account.failed:,} "
             f"+ pending {account.pending:,}; {account.departed:,} of images that are gone"
@@ -125,7 +247,57 @@ def partition_checks(settings: Settings) -> Sequence[dg.AssetChecksDefinition]:
             },
         )
 
+    def vectors_are_of_one_model(
+        context: dg.AssetCheckExecutionContext,
+        settings: dg.ResourceParam[Settings],
+        encoder: dg.ResourceParam[Encoder],
+        store: dg.ResourceParam[StoreResource],
+    ) -> dg.AssetCheckResult:
+        """All vectors of the partition have the space's own fingerprint: those of two models cannot be compared."""
+        with store.opened() as opened:
+            space = opened.open_space(settings.space_name, encoder)
+            found = space.fingerprints(*partition_range(context.partition_key))
+        foreign = sum(count for fingerprint, count in found.items() if fingerprint != space.fingerprint)
+        return dg.AssetCheckResult(
+            passed=not foreign,
+            description=f"{foreign:,} vectors are not of {space.model} ({space.fingerprint}): delete them from "
+            f"{space.table.name} and materialize the partition again"
+            if foreign
+            else f"all are of {space.model} ({space.fingerprint})",
+            metadata={"fingerprints": dg.MetadataValue.json(found), "foreign": foreign},
+        )
+
+    def few_images_failed(
+        context: dg.AssetCheckExecutionContext,
+        settings: dg.ResourceParam[Settings],
+        encoder: dg.ResourceParam[Encoder],
+        store: dg.ResourceParam[StoreResource],
+    ) -> dg.AssetCheckResult:
+        """No image of the partition failed; those that did, by reason and with an example."""
+        with store.opened() as opened:
+            space = opened.open_space(settings.space_name, encoder)
+            reasons = space.failures_by_reason(*partition_range(context.partition_key))
+        failed = sum(reason.images for reason in reasons)
+        return dg.AssetCheckResult(
+            passed=not failed,
+            severity=dg.AssetCheckSeverity.WARN,
+            description=f"{failed:,} images failed. `abo failures` lists them; `abo retry-failures`, or the job "
+            "retry_failures_job, tries them again"
+            if failed
+            else "none failed",
+            metadata={"failed": failed, "reasons": table([asdict(reason) for reason in reasons])},
+        )
+
     with warnings.catch_warnings():
         # Partitioned checks are new in Dagster 1.13, which says so whenever one is made.
         warnings.simplefilter("ignore", dg.PreviewWarning)
-        return [partitioned()(every_image_is_accounted_for), partitioned()(vectors_have_unit_length)]
+        return [
+            partitioned(blocking=True)(every_image_is_accounted_for),
+            partitioned(blocking=True)(vectors_have_unit_length),
+            partitioned(blocking=True)(vectors_are_of_one_model),
+            partitioned()(few_images_failed),
+        ]
+
+
+WHOLE_CHECKS = (index_is_used, canary_query_answers, sizes_are_covered, golden_queries_are_steady, report_is_fresh)
+"""Those that are about everything, and can be asked at any time whether all still holds."""

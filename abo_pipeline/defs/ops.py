@@ -1,28 +1,39 @@
-"""Ops: work that leaves no asset behind. Searching is an op, because a question is not a thing that is kept."""
+"""Ops: work that makes no asset of its own.
+
+Searching is one, because a question is not a thing that is kept; so is replaying failures, which mends partitions
+wherever they are.
+"""
 
 from typing import Any
 
 import dagster as dg
+import polars as pl
 from pydantic import Field
 
+from abo_pipeline.defs.assets.embeddings import ENCODER_POOL, described, embed_partitions, in_words
+from abo_pipeline.defs.history import EMBEDDINGS
 from abo_pipeline.defs.metadata import picture, table
-from abo_pipeline.defs.resources import StoreResource
+from abo_pipeline.defs.resources import Progress, StoreResource
 from abo_pipeline.encoder import Encoder
 from abo_pipeline.grids import thumbnail
 from abo_pipeline.hits import Hits, Query, one_query
+from abo_pipeline.sampling import partition_keys, partition_range, partition_starts
 from abo_pipeline.search import ImageSearch
 from abo_pipeline.settings import Settings
+from abo_pipeline.store import Store
 
 
 class SearchConfig(dg.Config):
     """A search, as the launchpad asks for it: exactly one of text, image and like."""
 
-    text: str | None = Field(None, description="What to look for, such as: red leather office chair")
-    image: str | None = Field(None, description="Path of a picture to find alike ones of")
-    like: str | None = Field(None, description="image_id of a stored image to find alike ones of")
-    k: int = Field(10, description="How many hits")
-    size: int | None = Field(None, description="Search among so many images; unset for the largest indexed size")
-    min_similarity: float | None = Field(None, description="Leave out hits below this cosine")
+    text: str | None = Field(default=None, description="What to look for, such as: red leather office chair")
+    image: str | None = Field(default=None, description="Path of a picture to find alike ones of")
+    like: str | None = Field(default=None, description="image_id of a stored image to find alike ones of")
+    k: int = Field(default=10, description="How many hits")
+    size: int | None = Field(
+        default=None, description="Search among so many images; unset for the largest indexed size"
+    )
+    min_similarity: float | None = Field(default=None, description="Leave out hits below this cosine")
 
     def query(self) -> Query:
         """The one query that is asked for.
@@ -55,6 +66,40 @@ def search_images(
             }
         )
     return hits.as_json()
+
+
+@dg.op(pool=ENCODER_POOL, out=dg.Out(io_manager_key="in_memory"))
+def replay_failures(
+    context: dg.OpExecutionContext,
+    image_paths: pl.DataFrame,
+    settings: dg.ResourceParam[Settings],
+    encoder: dg.ResourceParam[Encoder],
+    store: dg.ResourceParam[StoreResource],
+    progress: dg.ResourceParam[Progress],
+) -> dict[str, int]:
+    """Try the failed images again, and no others; their partitions show what came of it."""
+    with store.opened() as opened:
+        keys = partitions_with_failures(opened, settings)
+    totals = {"partitions": len(keys), "embedded": 0, "failed": 0}
+    for key, tally, space in embed_partitions(
+        keys, image_paths, settings, encoder, store, progress, only_failures=True
+    ):
+        reasons = space.failures_by_reason(*partition_range(key))
+        context.log.info(f"{key}: {in_words(tally)}")
+        # A partition in which something is pending still is not done, and must not look so.
+        event = dg.AssetObservation if tally.left else dg.AssetMaterialization
+        context.log_event(event(EMBEDDINGS, partition=key, metadata=described(tally, reasons, space, encoder)))
+        totals["embedded"] += tally.embedded
+        totals["failed"] += tally.failed
+    context.add_output_metadata(totals)
+    return totals
+
+
+def partitions_with_failures(store: Store, settings: Settings) -> list[str]:
+    """Keys of the partitions in which images failed, in the catalogue's order."""
+    accounts = store.accounts(settings.space_name, partition_starts(settings.partitions))
+    keys = partition_keys(settings.partitions)
+    return [key for key, account in zip(keys, accounts, strict=True) if account.failed]
 
 
 def _first(hits: Hits, count: int = 10) -> Hits:

@@ -60,6 +60,12 @@ class Store:
             pgvector = connection.scalar(text("SELECT extversion FROM pg_extension WHERE extname = 'vector'"))
         return str(server), str(pgvector)
 
+    def vectorscale(self) -> str | None:
+        """The version of pgvectorscale in this database, or None."""
+        with transaction(self.engine) as connection:
+            found = connection.scalar(text("SELECT extversion FROM pg_extension WHERE extname = 'vectorscale'"))
+        return None if found is None else str(found)
+
     def write_images(self, kept: pl.DataFrame, *, allow_removal: bool = False) -> Merged:
         """Make the catalogue what ``kept`` says.
 

@@ -65,7 +65,12 @@ def open_engine(url: URL, catalogue: str = DEFAULT_CATALOGUE) -> Engine:
     engine = create_engine(
         url,
         pool_pre_ping=True,
-        connect_args={"connect_timeout": _CONNECT_TIMEOUT, "application_name": "abo_pipeline"},
+        # The encoding is said because psycopg gives the texts of a database in SQL_ASCII as bytes otherwise.
+        connect_args={
+            "connect_timeout": _CONNECT_TIMEOUT,
+            "application_name": "abo_pipeline",
+            "client_encoding": "utf8",
+        },
     )
     event.listen(engine, "connect", partial(_enter_schema, catalogue))
     with transaction(engine) as connection:
@@ -103,6 +108,12 @@ def translated(engine: Engine) -> Iterator[None]:
             raise StoreError(
                 f"The database at {where} does not let this user do that: {_first_line(reason)} "
                 "Have its owner grant it, or name another user in ABO_DATABASE_URL."
+            ) from error
+        # One of the OperationalErrors, but the server is well and answers.
+        if isinstance(reason, psycopg.errors.DiskFull):
+            raise StoreError(
+                f"The database at {where} has no room left on its disk: {_first_line(reason)} Make room there, and run "
+                "again; what was committed is kept."
             ) from error
         # An option of the URL that libpq does not know counts as an error of programming there.
         if isinstance(reason, psycopg.OperationalError) or "connection option" in str(reason):

@@ -28,6 +28,10 @@ CANDIDATES_PER_HIT = 3
 """So many times k are fetched by half-precision distance, to be ordered by the exact one."""
 
 
+RECALL_QUERIES = 50
+"""Stored vectors that an index's recall is measured with."""
+
+
 @dataclass(frozen=True)
 class Neighbour:
     """A stored image near to a query, with what is known of it; texts of the product are None without listings."""
@@ -112,6 +116,35 @@ def explain(space: EmbeddingSpace, vector: NDArray[np.float32], k: int, scope: S
         statement = _indexed(space, scope) if scope.index_name else _exact(space, scope)
         plan = connection.execute(text(f"EXPLAIN {statement.text}"), parameters)
         return "\n".join(line for (line,) in plan)
+
+
+def recall(space: EmbeddingSpace, scope: Scope, k: int = 10, queries: int = RECALL_QUERIES) -> float | None:
+    """recall@k of the index: the share of the k truly nearest images that ``nearest`` finds, from 0 to 1.
+
+    Asked with stored vectors, each without its own image: those of the first images by sample key, which are a fair
+    sample. An image that is as near as the last of the true ones counts as found.
+
+    Args:
+        space: where to search.
+        scope: which images to see.
+        k: hits a query.
+        queries: how many to ask.
+
+    Returns:
+        The mean over the queries; None if fewer than two images are embedded.
+    """
+    columns = space.table.c
+    sample = select(columns.image_id, columns.embedding).where(columns.sample_key <= scope.cutoff)
+    with transaction(space.engine) as connection:
+        asked = connection.execute(sample.order_by(columns.sample_key).limit(queries)).all()
+    shares = []
+    for image_id, vector in asked:
+        truth = nearest(space, vector, k, Scope(scope.size, scope.cutoff, None), exclude=[image_id])
+        found = nearest(space, vector, k, scope, exclude=[image_id])
+        if truth:
+            bound = truth[-1].similarity - 1e-6
+            shares.append(sum(hit.similarity >= bound for hit in found) / len(truth))
+    return float(np.mean(shares)) if shares else None
 
 
 def stored_vector(space: EmbeddingSpace, image_id: str) -> NDArray[np.float32] | None:

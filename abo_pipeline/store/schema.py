@@ -14,6 +14,7 @@ from sqlalchemy import (
     Column,
     Connection,
     DateTime,
+    Double,
     Index,
     Integer,
     MetaData,
@@ -86,6 +87,9 @@ class Space(Base):
     dimension: Mapped[int] = mapped_column(Integer)
     fingerprint: Mapped[str] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+    changed_at: Mapped[datetime] = mapped_column(
+        DateTime(timezone=True), server_default=func.now(), comment="when its vectors or failures last changed"
+    )
 
 
 class Failure(Base):
@@ -116,6 +120,20 @@ class SizeIndex(Base):
     built_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
 
 
+class GoldenHit(Base):
+    """A hit of a fixed query at a size, as recorded after an index build."""
+
+    __tablename__ = "golden_hits"
+
+    space: Mapped[str] = mapped_column(Text, primary_key=True)
+    recorded_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), primary_key=True)
+    size: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    query: Mapped[str] = mapped_column(Text, primary_key=True)
+    rank: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
+    image_id: Mapped[str] = mapped_column(Text)
+    similarity: Mapped[float] = mapped_column(Double)
+
+
 def embeddings_table(space: str, dimension: int) -> Table:
     """The table of a space's vectors: one row an embedded image, keyed by what it is."""
     name = f"embeddings_{space}"
@@ -139,15 +157,22 @@ def create_embeddings_table(connection: Connection, table: Table) -> None:
         connection.execute(CreateIndex(index, if_not_exists=True))
 
 
-def _first_tables(connection: Connection) -> None:
-    # Without a look at what is there: a table of the same name in another schema is somebody else's.
-    Base.metadata.create_all(connection, checkfirst=False)
+def _add_what_watches(connection: Connection) -> None:
+    connection.execute(text("ALTER TABLE spaces ADD COLUMN changed_at timestamptz NOT NULL DEFAULT now()"))
+    connection.execute(
+        text(
+            "CREATE TABLE golden_hits (space text, recorded_at timestamptz, size bigint, query text, rank smallint, "
+            "image_id text NOT NULL, similarity double precision NOT NULL, "
+            "PRIMARY KEY (space, recorded_at, size, query, rank))"
+        )
+    )
 
 
-STEPS: tuple[Callable[[Connection], None], ...] = (_first_tables,)
-"""The schema's history: a database at version n has had the first n steps. Add to the end; never change one that is
-out."""
+STEPS: tuple[Callable[[Connection], None], ...] = (_add_what_watches,)
+"""The schema's history: the n-th step makes version n + 1 of version n. A fresh schema is made by the models above, at
+the newest version. Add to the end; never change a step that is out, and give it tables as they were then."""
 
+_NEWEST = 1 + len(STEPS)
 _VERSION = Table("schema_version", MetaData(), Column("version", Integer, nullable=False))
 _LOCK = 0x41424F
 
@@ -175,13 +200,17 @@ def upgrade(connection: Connection, schema: str) -> None:
     if not inspect(connection).has_table(_VERSION.name, schema):
         connection.execute(CreateTable(_VERSION))
     version = connection.scalar(select(func.max(_VERSION.c.version))) or 0
-    if version > len(STEPS):
+    if version > _NEWEST:
         raise StoreError(
-            f"The database has schema version {version}, made by a newer abo_pipeline; this one knows {len(STEPS)}. "
+            f"The database has schema version {version}, made by a newer abo_pipeline; this one knows {_NEWEST}. "
             "Upgrade abo_pipeline, or use another database."
         )
-    for step in STEPS[version:]:
-        step(connection)
-    if version < len(STEPS):
+    if version == 0:
+        # Without a look at what is there: a table of the same name in another schema is somebody else's.
+        Base.metadata.create_all(connection, checkfirst=False)
+    else:
+        for step in STEPS[version - 1 :]:
+            step(connection)
+    if version < _NEWEST:
         connection.execute(_VERSION.delete())
-        connection.execute(_VERSION.insert().values(version=len(STEPS)))
+        connection.execute(_VERSION.insert().values(version=_NEWEST))

@@ -6,18 +6,20 @@ what it did, and whether all is accounted for are queries here. Searching is in 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from sqlalchemy import Connection, Engine, Table, Text, any_, bindparam, delete, func, select, text
+from sqlalchemy import Connection, Engine, Table, Text, any_, bindparam, delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from abo_pipeline.errors import StoreError
+from abo_pipeline.sampling import LAST_KEY
 from abo_pipeline.store.database import transaction
 from abo_pipeline.store.merge import merge
-from abo_pipeline.store.schema import Failure, Image, embeddings_table
+from abo_pipeline.store.schema import Failure, Image, Space, embeddings_table
 
 _EMBEDDING_COLUMNS = ("image_id", "sample_key", "digest", "fingerprint", "embedding")
 
@@ -45,6 +47,28 @@ class Failed:
 
 
 @dataclass(frozen=True)
+class Reason:
+    """Why images failed: so many at the same stage with the same type of error, and an example."""
+
+    stage: str
+    error: str
+    images: int
+    example: str
+
+
+@dataclass(frozen=True)
+class FailedImage:
+    """An image that failed, as a person wants to look at it."""
+
+    image_id: str
+    path: str
+    stage: str
+    error: str
+    message: str
+    failed_at: datetime
+
+
+@dataclass(frozen=True)
 class Account:
     """How many images of the catalogue are kept, embedded, failed and pending, counted apart from one another.
 
@@ -62,6 +86,11 @@ class Account:
     def balances(self) -> bool:
         """Whether every kept image is exactly one of embedded, failed and pending."""
         return self.kept == self.embedded + self.failed + self.pending
+
+    @property
+    def failed_share(self) -> float:
+        """How much of what is kept has failed, from 0 to 1."""
+        return self.failed / self.kept if self.kept else 0.0
 
     @property
     def settled(self) -> bool:
@@ -135,12 +164,16 @@ class EmbeddingSpace:
                 merge(connection, self.table, _EMBEDDING_COLUMNS, rows)
             if failed:
                 _record_failures(connection, self.name, failed)
+            self._note_change(connection)
 
     def remove(self, image_ids: Sequence[str]) -> None:
         """Forget images: their vectors and their failures."""
+        if not image_ids:
+            return
         with transaction(self.engine) as connection:
             self._forget_vectors(connection, image_ids)
             self._forget_failures(connection, image_ids)
+            self._note_change(connection)
 
     def accounts(self, starts: Sequence[int]) -> list[Account]:
         """The account of each partition.
@@ -150,9 +183,25 @@ class EmbeddingSpace:
         """
         return accounts(self.engine, self.name, self.table.name, starts)
 
-    def account(self) -> Account:
-        """The account of the whole catalogue."""
-        return self.accounts([0])[0]
+    def account(self, first: int = 0, last: int = LAST_KEY) -> Account:
+        """The account of a range of sample keys; of the whole catalogue by default."""
+        return accounts(self.engine, self.name, self.table.name, [first], last)[0]
+
+    def changed_at(self) -> datetime:
+        """When a vector or a failure was last written or removed."""
+        with transaction(self.engine) as connection:
+            return connection.execute(select(Space.changed_at).where(Space.name == self.name)).scalar_one()
+
+    def fingerprints(self, first: int, last: int) -> dict[str, int]:
+        """How many vectors of a range of sample keys there are of each fingerprint."""
+        columns = self.table.c
+        query = (
+            select(columns.fingerprint, func.count())
+            .where(columns.sample_key.between(first, last))
+            .group_by(columns.fingerprint)
+        )
+        with transaction(self.engine) as connection:
+            return {row[0]: row[1] for row in connection.execute(query)}
 
     def coverage(self, cutoff: int) -> tuple[int, int]:
         """How many images up to a sample key are embedded, and how many are kept."""
@@ -175,21 +224,34 @@ class EmbeddingSpace:
         with transaction(self.engine) as connection:
             return NormCheck(*connection.execute(query).one())
 
-    def failures_by_reason(self, first: int, last: int) -> list[tuple[str, str, int, str]]:
-        """(stage, error type, count, an example's message) of a range of sample keys, most frequent first."""
+    def failures_by_reason(self, first: int = 0, last: int = LAST_KEY) -> list[Reason]:
+        """Why images of a range of sample keys failed, most frequent first."""
+        example = func.min(Failure.image_id + ": " + Failure.message)
         query = (
-            select(
-                Failure.stage,
-                Failure.error_type,
-                func.count(),
-                func.min(Failure.image_id + ": " + Failure.message),
-            )
+            select(Failure.stage, Failure.error_type, func.count(), example)
             .where(Failure.space == self.name, Failure.sample_key.between(first, last))
             .group_by(Failure.stage, Failure.error_type)
             .order_by(func.count().desc(), Failure.stage, Failure.error_type)
         )
         with transaction(self.engine) as connection:
-            return [(row[0], row[1], row[2], row[3]) for row in connection.execute(query)]
+            return [Reason(*row) for row in connection.execute(query)]
+
+    def failures(self) -> list[FailedImage]:
+        """Every image that failed, in the catalogue's order."""
+        query = (
+            select(Failure.image_id, Image.path, Failure.stage, Failure.error_type, Failure.message, Failure.failed_at)
+            .join(Image, Image.image_id == Failure.image_id)
+            .where(Failure.space == self.name)
+            .order_by(Failure.sample_key, Failure.image_id)
+        )
+        with transaction(self.engine) as connection:
+            return [FailedImage(*row) for row in connection.execute(query)]
+
+    def _note_change(self, connection: Connection) -> None:
+        """Say that rows changed. Whoever finds another writer at it leaves it to that one, whose time is the same."""
+        free = select(Space.name).where(Space.name == self.name).with_for_update(skip_locked=True)
+        changed = update(Space).where(Space.name.in_(free)).values(changed_at=func.clock_timestamp())
+        connection.execute(changed)
 
     def _take_turns(self, connection: Connection, image_ids: Sequence[str]) -> None:
         """Wait for whoever else writes of these images, in an order that cannot become a deadlock.
@@ -211,9 +273,20 @@ class EmbeddingSpace:
             connection.execute(delete(self.table).where(gone), {"ids": list(image_ids)})
 
 
-def accounts(engine: Engine, space: str, table: str | None, starts: Sequence[int]) -> list[Account]:
-    """The account of each partition of a space; without a table, of a space that does not exist yet."""
+def accounts(
+    engine: Engine, space: str, table: str | None, starts: Sequence[int], last: int = LAST_KEY
+) -> list[Account]:
+    """The account of each partition of a space; without a table, of a space that does not exist yet.
+
+    Args:
+        engine: of the database.
+        space: its name.
+        table: of its vectors.
+        starts: the first sample key of each partition, ascending; what lies before is not looked at.
+        last: the last sample key to look at.
+    """
     vectors = table or "(SELECT image_id, sample_key, digest FROM images WHERE false)"
+    within = "sample_key BETWEEN :first AND :last"
     judged = text(
         f"""
         WITH judged AS (
@@ -221,9 +294,10 @@ def accounts(engine: Engine, space: str, table: str | None, starts: Sequence[int
                    i.image_id IS NOT NULL AS is_kept,
                    coalesce(i.digest = e.digest, false) AS is_embedded,
                    coalesce(i.digest = f.digest, false) AS is_failed
-            FROM images i
-            FULL JOIN {vectors} e USING (image_id, sample_key)
-            FULL JOIN (SELECT image_id, sample_key, digest FROM failures WHERE space = :space) f
+            FROM (SELECT image_id, sample_key, digest FROM images WHERE {within}) i
+            FULL JOIN (SELECT image_id, sample_key, digest FROM {vectors} v WHERE {within}) e
+                USING (image_id, sample_key)
+            FULL JOIN (SELECT image_id, sample_key, digest FROM failures WHERE space = :space AND {within}) f
                 USING (image_id, sample_key)
         )
         SELECT bucket,
@@ -236,7 +310,8 @@ def accounts(engine: Engine, space: str, table: str | None, starts: Sequence[int
         """
     )
     with transaction(engine) as connection:
-        rows = connection.execute(judged, {"starts": list(starts), "space": space}).all()
+        parameters = {"starts": list(starts), "space": space, "first": starts[0], "last": last}
+        rows = connection.execute(judged, parameters).all()
     found = {bucket: Account(*counts) for bucket, *counts in rows}
     return [found.get(number, Account(0, 0, 0, 0, 0)) for number in range(1, len(starts) + 1)]
 

@@ -66,7 +66,7 @@ def materialize_all(definitions: dg.Definitions, instance: dg.DagsterInstance, p
     materialize(definitions, instance, "raw_archive", "listings", "image_paths")
     for number in range(partitions):
         materialize(definitions, instance, "image_embeddings", partition_key=f"{number:02}of{partitions}")
-    materialize(definitions, instance, "embedding_index", "search_report")
+    materialize(definitions, instance, "embedding_index", "golden_queries", "search_report")
 
 
 def metadata(result: dg.ExecuteInProcessResult, asset: str) -> dict:

@@ -103,7 +103,7 @@ def test_an_index_that_is_gone_is_found(evaluate, colours):
 
 
 def test_a_filter_that_kept_something_too_small_is_found(evaluate, colours):
-    path = colours.state_dir / "assets" / "image_paths.parquet"
+    path = colours.state_dir / "assets" / "abo" / "image_paths.parquet"
     pl.read_parquet(path).with_columns(width=pl.lit(999, pl.Int32)).write_parquet(path)
 
     found = evaluate("image_paths", "filter_is_sound")
@@ -121,3 +121,88 @@ def test_a_blocking_check_stops_what_builds_on_its_asset(definitions, instance, 
     assert not result.success
     assert checks(result) == {"filter_is_sound": False}
     assert result.asset_materializations_for_node("embedding_index") == []
+
+
+def test_a_vector_of_another_model_is_found(evaluate):
+    found = evaluate(
+        "image_embeddings",
+        "vectors_are_of_one_model",
+        f"UPDATE embeddings_colours SET fingerprint = 'other' WHERE {one_image('embeddings_colours')}",
+        partition_key="00of2",
+    )
+
+    assert (found.passed, found.blocking, found.metadata["foreign"].value) == (False, True, 1)
+    assert found.description == (
+        "1 vectors are not of mean-colour (c0104f00c0104f00): delete them from embeddings_colours and materialize the "
+        "partition again"
+    )
+
+
+def test_a_failed_image_is_a_warning_that_says_how_to_try_it_again(evaluate):
+    found = evaluate(
+        "image_embeddings",
+        "few_images_failed",
+        "INSERT INTO failures (space, image_id, sample_key, digest, stage, error_type, message) "
+        "SELECT 'colours', image_id, sample_key, digest, 'decode', 'OSError', 'truncated' FROM images "
+        f"WHERE {one_image('images')}",
+        partition_key="00of2",
+    )
+
+    assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert found.description == (
+        "1 images failed. `abo failures` lists them; `abo retry-failures`, or the job retry_failures_job, tries them "
+        "again"
+    )
+    (reason,) = found.metadata["reasons"].records
+    assert (reason.data["stage"], reason.data["error"], reason.data["images"]) == ("decode", "OSError", 1)
+
+
+def test_a_search_that_loses_images_is_found(evaluate):
+    found = evaluate(
+        "embedding_index",
+        "canary_query_answers",
+        "DELETE FROM images WHERE image_id IN (SELECT image_id FROM images ORDER BY sample_key LIMIT 30)",
+    )
+
+    assert (found.passed, found.blocking) == (False, True)
+    assert "does not find itself, or too few others, at size(s) [10, 30]" in found.description
+
+
+def test_a_pending_image_of_a_size_is_a_warning(evaluate):
+    found = evaluate(
+        "embedding_index",
+        "sizes_are_covered",
+        "DELETE FROM embeddings_colours WHERE sample_key = (SELECT min(sample_key) FROM embeddings_colours)",
+    )
+
+    assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert found.description.startswith("images are pending in size(s) [10, 30]: searches see a part of them.")
+    assert [(row.data["size"], row.data["pending"]) for row in found.metadata["sizes"].records] == [(10, 1), (30, 1)]
+
+
+def test_a_report_from_before_the_newest_embedding_is_a_warning(evaluate):
+    found = evaluate("search_report", "report_is_fresh", "UPDATE spaces SET changed_at = now() + interval '1 hour'")
+
+    assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert "materialize search_report again" in found.description
+    assert found.metadata["embeddings_changed"].value > found.metadata["report_shows"].value
+
+
+def test_a_report_that_shows_everything_is_fresh(evaluate):
+    found = evaluate("search_report", "report_is_fresh")
+
+    assert (found.passed, found.description) == (True, "nothing has changed since")
+
+
+def test_other_answers_to_the_fixed_queries_are_a_warning(evaluate, definitions, instance):
+    spoil = "UPDATE golden_hits SET image_id = 'other-' || rank"
+    evaluate("golden_queries", "golden_queries_are_steady", spoil)
+    materialize(definitions, instance, "golden_queries")
+
+    found = evaluate("golden_queries", "golden_queries_are_steady")
+
+    assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert {name: value.value for name, value in found.metadata.items()} == {
+        "overlap_at_10_10": 0.0,
+        "overlap_at_10_30": 0.0,
+    }

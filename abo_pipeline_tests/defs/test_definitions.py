@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import dagster as dg
+import pytest
 
 from abo_pipeline.definitions import build_definitions, defs
+from abo_pipeline.errors import SettingsError
 from abo_pipeline.settings import PROJECT_ROOT, Settings
 
 HEAVY = ("torch", "transformers", "sentence_transformers", "matplotlib", "sklearn", "scipy")
@@ -31,6 +33,7 @@ def test_the_graph_is_what_the_readme_says(definitions):
         "image_paths": ("catalogue", ["parquet", "polars", "postgres"], ["raw_archive"], False),
         "image_embeddings": ("embeddings", ["huggingface", "postgres"], ["image_paths"], True),
         "embedding_index": ("embeddings", ["postgres"], ["image_embeddings", "image_paths"], False),
+        "golden_queries": ("search", ["postgres"], ["embedding_index"], False),
         "search_report": ("search", ["matplotlib"], ["embedding_index", "listings"], False),
     }
 
@@ -46,7 +49,13 @@ def test_every_asset_and_check_is_described_and_every_wrong_result_is_blocked(de
         "filter_is_sound": ("image_paths", True, False),
         "every_image_is_accounted_for": ("image_embeddings", True, True),
         "vectors_have_unit_length": ("image_embeddings", True, True),
+        "vectors_are_of_one_model": ("image_embeddings", True, True),
+        "few_images_failed": ("image_embeddings", False, True),
         "index_is_used": ("embedding_index", True, False),
+        "canary_query_answers": ("embedding_index", True, False),
+        "sizes_are_covered": ("embedding_index", False, False),
+        "golden_queries_are_steady": ("golden_queries", False, False),
+        "report_is_fresh": ("search_report", False, False),
     }
 
 
@@ -58,11 +67,38 @@ def test_partitions_are_a_setting():
     assert embeddings.partitions_def.get_partition_keys() == ["00of3", "01of3", "02of3"]
 
 
-def test_by_default_there_are_64_partitions_and_one_search_job():
+def test_by_default_there_are_64_partitions():
     embeddings = build_definitions(Settings.read()).resolve_asset_graph().get(dg.AssetKey("image_embeddings"))
 
     assert len(embeddings.partitions_def.get_partition_keys()) == 64
-    assert [job.name for job in defs.jobs] == ["search_job"]
+
+
+def test_what_runs_by_itself_is_described_and_switched_off_until_somebody_wants_it():
+    jobs = {job.name: bool(job.description) for job in defs.jobs}
+    schedules = {
+        schedule.name: (schedule.job_name, schedule.cron_schedule, schedule.default_status.value)
+        for schedule in defs.schedules
+    }
+    sensors = {sensor.name: sensor.default_status.value for sensor in defs.sensors}
+
+    names = ("search_job", "retry_failures_job", "refresh_job", "embed_job", "report_job", "checks_job")
+    assert jobs == dict.fromkeys(names, True)
+    assert schedules == {
+        "fill_partitions": ("embed_job", "*/10 * * * *", "STOPPED"),
+        "renew_report": ("report_job", "0 5 * * *", "STOPPED"),
+        "run_checks": ("checks_job", "0 6 * * *", "STOPPED"),
+    }
+    assert sensors == dict.fromkeys(("archive_changed", "report_failures", "automate_partitions"), "STOPPED")
+    assert all(each.description for each in (*defs.schedules, *defs.sensors))
+
+
+def test_a_time_that_is_no_cron_expression_is_refused_by_its_name():
+    with pytest.raises(SettingsError) as refused:
+        build_definitions(Settings.read(checks_cron="now and then"))
+
+    assert str(refused.value) == (
+        "ABO_CHECKS_CRON has value 'now and then': that is no cron expression such as '*/10 * * * *'."
+    )
 
 
 def test_loading_takes_under_three_seconds_and_no_model_library():

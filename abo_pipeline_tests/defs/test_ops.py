@@ -1,13 +1,18 @@
-"""Searching as a Dagster job, configured as in the launchpad."""
+"""Searching, and replaying failures, as Dagster jobs."""
+
+from pathlib import Path
 
 import dagster as dg
 import pytest
 from pydantic import ValidationError
 
+from abo_pipeline.definitions import build_definitions
+from abo_pipeline.defs.history import EMBEDDINGS
 from abo_pipeline.defs.ops import SearchConfig
 from abo_pipeline.errors import QueryError
-from abo_pipeline_tests.archives import jpeg
-from abo_pipeline_tests.defs.conftest import materialize_all
+from abo_pipeline_tests.archives import jpeg, write_images
+from abo_pipeline_tests.defs.conftest import materialize, materialize_all
+from abo_pipeline_tests.fakes import ColourEncoder
 
 
 @pytest.fixture
@@ -68,3 +73,30 @@ def test_a_wrong_type_is_refused_before_the_run(definitions, instance):
         )
     with pytest.raises(ValidationError):
         SearchConfig(text="red", k="many")
+
+
+def test_failures_are_replayed_in_one_run_and_their_partitions_say_so(colours, instance):
+    write_images(Path(colours.archive), {f"aa/bad-{n}.jpg": b"bad" for n in range(4)} | {"bb/good.jpg": jpeg()})
+    definitions = build_definitions(colours, encoder=ColourEncoder())
+    materialize(definitions, instance, "raw_archive", "image_paths")
+    for key in ("00of2", "01of2"):
+        materialize(definitions, instance, "image_embeddings", partition_key=key)
+    failing = {
+        row.partition_key: row.asset_materialization.metadata["failed"].value
+        for row in instance.fetch_materializations(EMBEDDINGS, limit=10).records
+        if row.asset_materialization.metadata["failed"].value
+    }
+
+    result = definitions.resolve_job_def("retry_failures_job").execute_in_process(instance=instance)
+
+    assert result.output_for_node("replay_failures") == {"partitions": len(failing), "embedded": 0, "failed": 4}
+    replayed = instance.fetch_materializations(EMBEDDINGS, limit=len(failing)).records
+    assert {row.partition_key: row.asset_materialization.metadata["failed"].value for row in replayed} == failing
+
+
+def test_with_nothing_that_failed_there_is_nothing_to_replay(definitions, instance):
+    materialize_all(definitions, instance)
+
+    result = definitions.resolve_job_def("retry_failures_job").execute_in_process(instance=instance)
+
+    assert result.output_for_node("replay_failures") == {"partitions": 0, "embedded": 0, "failed": 0}

@@ -19,7 +19,7 @@ from abo_pipeline.sampling import LAST_KEY, partition_keys, partition_range, par
 from abo_pipeline.store import EmbeddingSpace, Store
 from abo_pipeline.store.database import transaction
 from abo_pipeline.store.schema import Failure
-from abo_pipeline.store.spaces import Account, Embedded, Failed, NormCheck
+from abo_pipeline.store.spaces import Account, Embedded, Failed, NormCheck, Reason
 
 DIMENSION = 3
 NOTHING = Account(kept=0, embedded=0, failed=0, pending=0, departed=0)
@@ -288,9 +288,9 @@ def test_failures_are_summed_up_by_reason_most_frequent_first(space):
     )
 
     assert space.failures_by_reason(0, 50) == [
-        ("decode", "OSError", 2, "b: broken at 7"),
-        ("decode", "ImageError", 1, "c: too many pixels"),
-        ("read", "ImageError", 1, "a: too large"),
+        Reason("decode", "OSError", 2, "b: broken at 7"),
+        Reason("decode", "ImageError", 1, "c: too many pixels"),
+        Reason("read", "ImageError", 1, "a: too large"),
     ]
     assert space.failures_by_reason(50, 60) == []
 

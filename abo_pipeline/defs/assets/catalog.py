@@ -7,6 +7,8 @@ import polars as pl
 
 from abo_pipeline.archive import Archive
 from abo_pipeline.catalog import COLUMN_MEANINGS, SCHEMA, read_catalogue
+from abo_pipeline.defs.assets.archive import ArchiveConfig, taken_sha256
+from abo_pipeline.defs.history import plan_of
 from abo_pipeline.defs.metadata import column_schema, preview
 from abo_pipeline.defs.resources import Progress, StoreResource
 from abo_pipeline.download import fetch, local_path
@@ -36,16 +38,22 @@ class CatalogueConfig(dg.Config):
     },
 )
 def image_paths(
-    config: CatalogueConfig, settings: dg.ResourceParam[Settings], store: dg.ResourceParam[StoreResource]
+    context: dg.AssetExecutionContext,
+    config: CatalogueConfig,
+    settings: dg.ResourceParam[Settings],
+    store: dg.ResourceParam[StoreResource],
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """The images that are kept: originals that are large enough and in the archive, in sample order.
 
     Rows that are not kept are counted by reason. The same rows go to Postgres, where searches find paths and sizes.
+    The plan says what is left to embed.
     """
-    with open_images(settings) as archive:
+    with open_images(settings, sha256=taken_sha256(context.instance, settings)) as archive:
         catalogue = read_catalogue(archive, min_side=settings.min_side)
     with store.opened() as opened:
         merged = opened.write_images(catalogue.kept, allow_removal=config.allow_removal)
+        plan = plan_of(opened, settings, context.instance)
+    context.log.info(str(plan))
     return dg.MaterializeResult(
         value=catalogue.kept,
         metadata={
@@ -57,6 +65,11 @@ def image_paths(
             "added": merged.added,
             "changed": merged.changed,
             "removed": merged.removed,
+            "plan": str(plan),
+            "pending": plan.pending,
+            "partitions_to_run": plan.partitions,
+            **({} if plan.minutes is None else {"expected_minutes": round(plan.minutes, 1)}),
+            "disk_needed_mb": round(plan.disk_bytes / 1e6, 1),
             "preview": preview(catalogue.kept),
         },
     )
@@ -73,12 +86,13 @@ def image_paths(
     },
 )
 def listings(
+    config: ArchiveConfig,
     settings: dg.ResourceParam[Settings],
     store: dg.ResourceParam[StoreResource],
     progress: dg.ResourceParam[Progress],
 ) -> dg.MaterializeResult[pl.DataFrame]:
     """The products that the images show: title, type, colour, brand and keywords. Empty if no listings are set."""
-    source, found = _read(settings, progress)
+    source, found = _read(settings, progress, refresh=config.refresh)
     with store.opened() as opened:
         merged = opened.write_products(found.products)
     return dg.MaterializeResult(
@@ -97,12 +111,13 @@ def listings(
     )
 
 
-def _read(settings: Settings, progress: Progress) -> tuple[str, Listings]:
+def _read(settings: Settings, progress: Progress, *, refresh: bool) -> tuple[str, Listings]:
     """Where the listings come from, fit to be shown, and what is in them."""
     if settings.listings_source is None:
         return NO_LISTINGS, no_listings()
     folder = settings.folder("archives")
     name = local_path(settings.listings_source, folder).name
-    fetched = fetch(settings.listings_source, folder, progress=partial(progress.download, name))
+    advance = partial(progress.download, name)
+    fetched = fetch(settings.listings_source, folder, progress=advance, refresh=refresh)
     with Archive.open(fetched.path, folder) as archive:
         return fetched.source, read_listings(archive)

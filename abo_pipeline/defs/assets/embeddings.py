@@ -1,20 +1,27 @@
 """image_embeddings: every kept image of a partition becomes a vector in Postgres, or a failure with its reason."""
 
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import dagster as dg
 import polars as pl
 
+from abo_pipeline.defs.conditions import fill_condition
+from abo_pipeline.defs.history import machine
 from abo_pipeline.defs.metadata import column_schema, table
 from abo_pipeline.defs.partitions import image_partitions
 from abo_pipeline.defs.resources import Progress, StoreResource
-from abo_pipeline.embedding import Limits, Tally, embed_partition
+from abo_pipeline.embedding import Limits, Tally, embed_partition, refuse_too_many_failures
 from abo_pipeline.encoder import Encoder
 from abo_pipeline.pictures import open_images
 from abo_pipeline.sampling import partition_range
 from abo_pipeline.settings import Settings
-from abo_pipeline.store import EmbeddingSpace
+from abo_pipeline.store.spaces import EmbeddingSpace, Reason
+
+ENCODER_POOL = "encoder"
+"""Runs that embed take turns in it: each holds a model in memory and uses every core."""
 
 
 class EmbeddingConfig(dg.Config):
@@ -34,8 +41,9 @@ def image_embeddings_asset(settings: Settings) -> dg.AssetsDefinition:
         group_name="embeddings",
         kinds={"postgres", "huggingface"},
         owners=["team:search"],
-        pool="encoder",
+        pool=ENCODER_POOL,
         metadata={"dagster/table_name": f"embeddings_{settings.space_name}"},
+        automation_condition=fill_condition(settings),
     )
     def image_embeddings(
         context: dg.AssetExecutionContext,
@@ -49,28 +57,22 @@ def image_embeddings_asset(settings: Settings) -> dg.AssetsDefinition:
         """One vector for each kept image of the partition; a bad file costs itself, and is recorded with its reason.
 
         What is there already is left alone. Rows are committed batch by batch, so an interrupted run loses at most the
-        batch in hand.
+        batch in hand. A partition of which more than a set share failed is not accepted.
         """
         found = {}
-        with open_images(settings) as archive, store.opened() as opened:
-            space = opened.open_space(settings.space_name, encoder)
-            for key in context.partition_keys:
-                tally = embed_partition(
-                    key,
-                    image_paths,
-                    archive,
-                    encoder,
-                    space,
-                    limits=Limits.of(settings),
-                    batch_size=settings.batch_size,
-                    retry_failures=config.retry_failures,
-                    progress=partial(progress.embedding, key),
-                )
-                found[key] = _described(key, tally, space, encoder)
-                context.log.info(
-                    f"{key}: {tally.embedded:,} embedded, {tally.unchanged:,} already there, {tally.failed:,} failed, "
-                    f"{tally.images_per_second:.1f} images/s"
-                )
+        for key, tally, space in embed_partitions(
+            context.partition_keys,
+            image_paths,
+            settings,
+            encoder,
+            store,
+            progress,
+            retry_failures=config.retry_failures,
+        ):
+            reasons = space.failures_by_reason(*partition_range(key))
+            found[key] = described(tally, reasons, space, encoder)
+            context.log.info(f"{key}: {in_words(tally)}")
+            refuse_too_many_failures(key, tally, reasons, settings.max_failed_share)
         if len(found) == 1:
             return dg.MaterializeResult(metadata=found.popitem()[1])
         # A result of its own for each partition of a range that was asked for as one run.
@@ -81,9 +83,53 @@ def image_embeddings_asset(settings: Settings) -> dg.AssetsDefinition:
     return image_embeddings
 
 
-def _described(key: str, tally: Tally, space: EmbeddingSpace, encoder: Encoder) -> dict[str, Any]:
-    reasons = ("stage", "error", "images", "example")
-    failures = space.failures_by_reason(*partition_range(key))
+def embed_partitions(
+    keys: Sequence[str],
+    image_paths: pl.DataFrame,
+    settings: Settings,
+    encoder: Encoder,
+    store: StoreResource,
+    progress: Progress,
+    **what: bool,
+) -> Iterator[tuple[str, Tally, EmbeddingSpace]]:
+    """Do the work of partitions, one after another; yields what was done in each.
+
+    Args:
+        keys: of the partitions.
+        image_paths: the catalogue.
+        settings: of the run.
+        encoder: of the space.
+        store: where the rows go.
+        progress: told of each batch.
+        what: as ``embed_partition`` takes it: ``retry_failures`` or ``only_failures``.
+    """
+    with open_images(settings, image_paths) as archive, store.opened() as opened:
+        space = opened.open_space(settings.space_name, encoder)
+        for key in keys:
+            tally = embed_partition(
+                key,
+                image_paths,
+                archive,
+                encoder,
+                space,
+                limits=Limits.of(settings),
+                batch_size=settings.batch_size,
+                progress=partial(progress.embedding, key),
+                **what,
+            )
+            yield key, tally, space
+
+
+def in_words(tally: Tally) -> str:
+    """What a run of a partition did, for its log."""
+    return (
+        f"{tally.embedded:,} embedded, {tally.unchanged:,} already there, {tally.failed:,} failed, "
+        f"{tally.images_per_second:.1f} images/s"
+    )
+
+
+def described(tally: Tally, reasons: Sequence[Reason], space: EmbeddingSpace, encoder: Encoder) -> dict[str, Any]:
+    """What a run of a partition did, as metadata of its materialization."""
     columns = space.table.columns
     return {
         "dagster/column_schema": column_schema(
@@ -99,7 +145,8 @@ def _described(key: str, tally: Tally, space: EmbeddingSpace, encoder: Encoder) 
         "images_per_second": round(tally.images_per_second, 2),
         **{f"seconds_{stage}": round(spent, 3) for stage, spent in tally.seconds.items()},
         "device": encoder.device if tally.done else "none needed",
+        "machine": machine(),
         "model": space.model,
         "fingerprint": space.fingerprint,
-        "failures": table([dict(zip(reasons, row, strict=True)) for row in failures]),
+        "failures": table([asdict(reason) for reason in reasons]),
     }

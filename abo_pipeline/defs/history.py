@@ -1,0 +1,65 @@
+"""What past runs tell: Dagster keeps the metadata of every materialization, and so the speed of every partition."""
+
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import dagster as dg
+
+from abo_pipeline.plan import Plan, Speed, make_plan
+from abo_pipeline.sampling import partition_starts
+from abo_pipeline.settings import Settings
+from abo_pipeline.store import Store
+
+EMBEDDINGS = dg.AssetKey("image_embeddings")
+ASSUMED_DIMENSION = 512
+"""Of a space that nothing has been embedded into yet: CLIP's usual one."""
+
+_RUNS_LOOKED_AT = 200
+
+
+def machine() -> str:
+    """The name that runs of this machine are known by."""
+    return platform.node() or "unknown"
+
+
+def past_speed(instance: dg.DagsterInstance, model: str) -> Speed | None:
+    """How quick the model was in the newest runs on this machine; None if there were none."""
+    records = instance.fetch_materializations(EMBEDDINGS, limit=_RUNS_LOOKED_AT).records
+    runs = [_plain(record.asset_materialization) for record in records if record.asset_materialization]
+    mine = [run for run in runs if run.get("machine") == machine() and run.get("model") == model]
+    return _speed([run for run in mine if run.get("embedded", 0) + run.get("failed", 0) > 0])
+
+
+def plan_of(store: Store, settings: Settings, instance: dg.DagsterInstance) -> Plan:
+    """The plan for bringing the settings' space in line with the catalogue."""
+    space = store.find_space(settings.space_name)
+    return make_plan(
+        store.accounts(settings.space_name, partition_starts(settings.partitions)),
+        settings.sizes,
+        space.dimension if space else ASSUMED_DIMENSION,
+        past_speed(instance, space.model if space else settings.model),
+    )
+
+
+def last_metadata(instance: dg.DagsterInstance, asset: str) -> dict[str, Any]:
+    """The metadata of an asset's newest materialization, as plain values; empty if there is none."""
+    event = instance.get_latest_materialization_event(dg.AssetKey(asset))
+    return _plain(event.asset_materialization) if event and event.asset_materialization else {}
+
+
+def report_as_of(instance: dg.DagsterInstance) -> datetime | None:
+    """The time up to which the newest report shows what was embedded; None if there is no report."""
+    seconds = last_metadata(instance, "search_report").get("embeddings_as_of")
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+def _plain(materialization: dg.AssetMaterialization) -> dict[str, Any]:
+    return {name: value.value for name, value in materialization.metadata.items()}
+
+
+def _speed(runs: Sequence[dict[str, Any]]) -> Speed | None:
+    images = sum(run["embedded"] + run["failed"] for run in runs)
+    seconds = sum(value for run in runs for name, value in run.items() if name.startswith("seconds_"))
+    return Speed(images, seconds, len(runs)) if seconds else None
