@@ -326,7 +326,7 @@ def _workers(broker: str) -> list[str]:
         from kombu.exceptions import KombuError
     except ImportError:
         raise _missing("celery") from None
-    from abo_pipeline.launcher import celery_settings
+    from abo_pipeline.celery_launcher import celery_settings
 
     app = make_app(celery_settings(os.environ, broker))  # type: ignore[no-untyped-call]
     try:

@@ -1,6 +1,6 @@
 """How runs are started on one machine: Dagster's default launcher, made to notice that a run is gone.
 
-For the daemon and the webserver, by ``dagster.yaml``. Workers on several machines are for ``launcher``.
+For the daemon and the webserver, by ``dagster.yaml``. Workers on several machines are for ``celery_launcher``.
 
 A run is a child of a code server, which reports it as failed if it dies. Nobody does when both die at once: at a power
 cut, when a container is restarted, when the terminal of ``abo run`` is killed. Such a run would count as started for

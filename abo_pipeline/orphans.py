@@ -6,7 +6,7 @@ in the encoder's pool, which would never be free again. So the server install st
 ``python -m abo_pipeline.orphans``. What was launched before then lived in the container that is gone.
 
 What happens to such a run afterwards is for Dagster's ``run_retries``. Runs without a code server, such as those of
-``abo run``, are left alone; those of Celery are for ``launcher``, those of a laptop for ``local_launcher``.
+``abo run``, are left alone; those of Celery are for ``celery_launcher``, those of a laptop for ``local_launcher``.
 """
 
 import json

@@ -4,7 +4,7 @@
 
 It goes by ``ABO_CELERY_BROKER``, by the pipeline's own settings, and by the ``dagster.yaml`` in ``DAGSTER_HOME``, in
 which Dagster's storage must be the one that webserver and daemon use. The model stays loaded from one run to the next;
-so does the code: restart the worker after an update. How a run gets here is in ``launcher``.
+so does the code: restart the worker after an update. How a run gets here is in ``celery_launcher``.
 """
 
 import os
@@ -17,8 +17,8 @@ from celery.signals import worker_init  # type: ignore[import-untyped]
 from dagster_celery.make_app import make_app
 from dagster_celery.tasks import create_execute_job_task, create_resume_job_task
 
+from abo_pipeline.celery_launcher import celery_settings
 from abo_pipeline.errors import SettingsError
-from abo_pipeline.launcher import celery_settings
 
 try:
     app = make_app(celery_settings(os.environ))  # type: ignore[no-untyped-call]

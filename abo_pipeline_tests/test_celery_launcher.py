@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from abo_pipeline.celery_launcher import celery_settings
 from abo_pipeline.errors import SettingsError
-from abo_pipeline.launcher import celery_settings
 
 
 @pytest.mark.parametrize(
