@@ -1,16 +1,20 @@
-# Two commands to begin with: `make demo` and `make test`. Both make their environment first.
+# Two commands to begin with: `make demo` and `make test`. Each command makes the environment first.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test lint format dev clean
+.PHONY: demo test test-fast lint format dev clean
 
 demo: $(VENV)/.installed ## the whole pipeline on a drawn sample archive
 	$(BIN)/abo demo
 
 test: $(VENV)/.installed ## every test
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(PYTEST)
+
+test-fast: $(VENV)/.installed ## those that start no processes of their own
+	$(PYTEST) -m "not slow"
 
 lint: $(VENV)/.installed ## ruff and mypy
 	$(BIN)/ruff check

@@ -2,16 +2,20 @@
 
 The flow, in reading order; each module is one stage and says what stays out of it:
 
-1. ``archive``    the tar: fetched, checked, indexed by byte offset, never unpacked
+1. ``archive``    the tar: indexed by byte offset, never unpacked
+   ``download``   brings it to this disk, from a ``remote`` place in some ``storage``
 2. ``catalog``    images.csv.gz and the tar's members → the images that are kept, in ``sampling`` order
    ``listings``   listings_*.json.gz → products and their images
+   ``plan``       what is left to embed, how long it takes, what it needs
 3. ``decoding``   bytes → pixels, with limits
    ``encoder``    pixels and texts → unit vectors
    ``embedding``  one partition: what is missing → vectors and failures
 4. ``store``      Postgres: tables, writes, vector indexes, nearest neighbours
 5. ``search``     a text, a picture or a stored image → ``hits``
 6. ``report``     hits of three sizes → a page, numbers, and ``grids`` of ``pictures``
+   ``golden``     hits of fixed queries, beside those of the index build before
 
-``defs`` shows these to Dagster, ``cli`` to the terminal; neither holds logic of its own. ``sample`` draws a small
-archive to try it all on. Importing the package imports none of them.
+``defs`` shows these to Dagster, ``cli`` and ``terminal`` to a person; neither holds logic of its own. ``runner`` runs
+all of it in one process; ``pools``, ``local_launcher``, ``orphans``, ``celery_launcher`` and ``worker`` see to runs
+elsewhere. ``sample`` draws a small archive to try it all on. Importing the package imports none of them.
 """

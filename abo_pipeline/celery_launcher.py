@@ -25,6 +25,7 @@ from dagster_celery.defaults import broker_transport_options, task_default_queue
 from dagster_celery.tags import DAGSTER_CELERY_TASK_ID_TAG
 
 from abo_pipeline.errors import SettingsError
+from abo_pipeline.local_launcher import PROCESS_TAG, look_for_process
 
 BROKER_VARIABLE = "ABO_CELERY_BROKER"
 BACKEND_VARIABLE = "ABO_CELERY_BACKEND"
@@ -128,6 +129,10 @@ class CeleryRunLauncher(stock.CeleryRunLauncher):
         Dagster calls this for runs that have started and not ended, so a task that nobody holds means a worker that was
         killed or cut off; a run that ended in this moment Dagster notices by itself.
         """
+        if DAGSTER_CELERY_TASK_ID_TAG not in run.tags:
+            if PROCESS_TAG in run.tags:
+                return look_for_process(run.tags[PROCESS_TAG])
+            return CheckRunHealthResult(WorkerStatus.RUNNING, "it was not started by this launcher")
         task = run.tags[DAGSTER_CELERY_TASK_ID_TAG]
         deadline = time.monotonic() + self._worker_timeout
         # An idle machine answers in milliseconds; one whose cores all embed may take a second.

@@ -170,6 +170,9 @@ def embed_partition(
 
     tally = Tally(len(kept), len(unchanged), len(known) - len(tried_again), left=len(left), removed=len(departed))
     space.remove(departed["image_id"].to_list())
+    if len(to_do):
+        # Loads the model, once a process: the images' speed should not depend on who comes first.
+        _ = encoder.device
     progress(tally)
     for batch in to_do.iter_slices(batch_size):
         _embed_batch(batch.rows(named=True), archive, encoder, space, limits, tally)

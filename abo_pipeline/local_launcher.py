@@ -52,7 +52,7 @@ class LocalRunLauncher(DefaultRunLauncher):
         if GRPC_INFO_TAG in run.tags:
             return self._ask_code_server(run)
         if PROCESS_TAG in run.tags:
-            return _look_for_process(run.tags[PROCESS_TAG])
+            return look_for_process(run.tags[PROCESS_TAG])
         return CheckRunHealthResult(WorkerStatus.RUNNING, "it was not started by this launcher")
 
     def _ask_code_server(self, run: dg.DagsterRun) -> CheckRunHealthResult:
@@ -70,7 +70,8 @@ class LocalRunLauncher(DefaultRunLauncher):
         return CheckRunHealthResult(WorkerStatus.FAILED, "its code server is gone")
 
 
-def _look_for_process(tag: str) -> CheckRunHealthResult:
+def look_for_process(tag: str) -> CheckRunHealthResult:
+    """Whether the process that a run's ``PROCESS_TAG`` names is still there."""
     process = json.loads(tag)
     if process["host"] != socket.gethostname():
         return CheckRunHealthResult(WorkerStatus.RUNNING, f"it is at work on {process['host']}, which cannot be asked")

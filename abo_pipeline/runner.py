@@ -18,7 +18,6 @@ from filelock import FileLock, Timeout
 from sqlalchemy.exc import OperationalError
 
 from abo_pipeline.definitions import build_definitions
-from abo_pipeline.defs.assets.embeddings import ENCODER_POOL
 from abo_pipeline.defs.history import plan_of
 from abo_pipeline.defs.resources import Progress, StoreResource
 from abo_pipeline.download import write_whole
@@ -26,6 +25,7 @@ from abo_pipeline.encoder import encoder_from
 from abo_pipeline.errors import CatalogError, CheckError, SettingsError
 from abo_pipeline.local_launcher import PROCESS_TAG, this_process
 from abo_pipeline.plan import Plan
+from abo_pipeline.pools import make_pools
 from abo_pipeline.sampling import partition_keys, partition_starts
 from abo_pipeline.settings import PROJECT_ROOT, Settings
 from abo_pipeline.store.spaces import Account
@@ -73,7 +73,7 @@ def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
     """
     try:
         with dg.DagsterInstance.from_config(str(dagster_home(settings))) as instance:
-            _make_pool(instance)
+            make_pools(instance)
             yield instance
     except OperationalError as error:
         # Not of our own database: its errors are StoreErrors by the time they come here.
@@ -82,16 +82,6 @@ def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
         if error.errno not in _DISK_ERRORS:
             raise
         raise _unwritable(str(error.filename or "A file"), settings, error.strerror or str(error)) from error
-
-
-def _make_pool(instance: dg.DagsterInstance) -> None:
-    """Make the pool that runs which embed wait for.
-
-    Dagster would make it when the first such runs are queued, and at that moment lets all of them go at once.
-    """
-    # Of a pool that is there, somebody may have set the limit by hand.
-    if ENCODER_POOL not in instance.event_log_storage.get_concurrency_keys():
-        instance.event_log_storage.initialize_concurrency_limit_to_default(ENCODER_POOL)
 
 
 def _unwritable(what: str, settings: Settings, reason: str) -> SettingsError:

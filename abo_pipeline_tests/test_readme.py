@@ -7,25 +7,40 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dagster as dg
 import pytest
+import yaml
 
 from abo_pipeline import cli
+from abo_pipeline.definitions import defs
 from abo_pipeline.sample import SMALL_CLIP
 from abo_pipeline.settings import PROJECT_ROOT, Settings
 from abo_pipeline_tests.archives import jpeg
 
 README = (PROJECT_ROOT / "README.md").read_text(encoding="utf-8")
+OPERATIONS = (PROJECT_ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+def blocks(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
 
 
-def commands(program: str) -> list[list[str]]:
+def commands(program: str, page: str = README) -> list[list[str]]:
     """The words of each shown command of a program, without the comment behind it."""
-    lines = [line.removeprefix("$ ") for block in blocks("console") for line in block.splitlines()]
+    lines = [line.removeprefix("$ ") for block in blocks("console", page) for line in block.splitlines()]
     words = [shlex.split(line, comments=True) for line in lines]
     return [command for command in words if command[0] == program]
+
+
+def codes_of(shown: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """The exit code of each command of abo, run in this process one after another."""
+    codes = {}
+    for words in shown:
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as exited:
+            cli.main()
+        codes[shlex.join(words)] = exited.value.code or 0
+    return codes
 
 
 @pytest.fixture
@@ -49,12 +64,7 @@ def test_every_abo_command_and_the_snippet_run(home, monkeypatch):
     # The README begins with searches of what `make demo` has made; here the runs come first.
     shown.sort(key=lambda words: words[1] != "run")
 
-    codes = {}
-    for words in shown:
-        monkeypatch.setattr(sys, "argv", words)
-        with pytest.raises(SystemExit) as exited:
-            cli.main()
-        codes[shlex.join(words)] = exited.value.code or 0
+    codes = codes_of(shown, monkeypatch)
     (snippet,) = blocks("python")
     names: dict = {}
     exec(compile(snippet, "README.md", "exec"), names)  # noqa: S102 - the README's own words
@@ -82,12 +92,51 @@ def test_every_setting_is_in_the_table_with_its_meaning():
     assert rows == {f"ABO_{name.upper()}": field.description for name, field in Settings.model_fields.items()}
 
 
-def test_every_file_that_is_linked_to_is_there():
-    links = re.findall(r"\]\(((?!https?:)[^)]+)\)", README)
+@pytest.mark.usefixtures("home")
+def test_every_abo_command_of_the_operations_page_runs(monkeypatch):
+    shown = commands("abo", OPERATIONS)
+
+    codes = codes_of([["abo", "run"], *shown], monkeypatch)
+
+    assert codes == dict.fromkeys(codes, 0)
+    assert {words[1] for words in shown} == {"run", "plan", "failures", "retry-failures"}
+
+
+def table_of(heading: str) -> list[str]:
+    """What is named in the first column of the tables of a section of the operations page."""
+    section = OPERATIONS.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+
+
+def test_the_operations_page_names_every_schedule_sensor_and_check():
+    named = {each.name for each in (*defs.schedules, *defs.sensors)}
+    checks = {key.name for check in defs.asset_checks for key in check.check_keys}
+
+    assert sorted(table_of("By schedule")) == sorted(named)
+    assert sorted(table_of("Checks")) == sorted(checks)
+
+
+def test_the_question_on_the_operations_page_is_one_that_the_launchpad_takes():
+    (question,) = [block for block in blocks("yaml", OPERATIONS) if "search_images" in block]
+
+    assert dg.validate_run_config(defs.resolve_job_def("search_job"), yaml.safe_load(question))
+
+
+@pytest.mark.parametrize(("page", "folder"), [(README, PROJECT_ROOT), (OPERATIONS, PROJECT_ROOT / "docs")])
+def test_every_file_that_is_linked_to_is_there(page, folder):
+    links = re.findall(r"\]\(((?!https?:|#)[^)]+)\)", page)
 
     assert links
-    assert [link for link in links if not (PROJECT_ROOT / link).exists()] == []
+    assert [link for link in links if not (folder / link).exists()] == []
 
 
-def test_nothing_is_left_to_be_filled_in():
-    assert "@@" not in README
+def test_every_section_that_is_linked_to_is_there():
+    headings = re.findall(r"^#+ (.+)$", OPERATIONS, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+    assert set(re.findall(r"\]\(#([^)]+)\)", OPERATIONS)) <= anchors
+
+
+@pytest.mark.parametrize("page", [README, OPERATIONS])
+def test_nothing_is_left_to_be_filled_in(page):
+    assert "@@" not in page

@@ -10,13 +10,14 @@ import dagster as dg
 import polars as pl
 from pydantic import Field
 
-from abo_pipeline.defs.assets.embeddings import ENCODER_POOL, described, embed_partitions, in_words
+from abo_pipeline.defs.assets.embeddings import described, embed_partitions, in_words
 from abo_pipeline.defs.history import EMBEDDINGS
 from abo_pipeline.defs.metadata import picture, table
 from abo_pipeline.defs.resources import Progress, StoreResource
 from abo_pipeline.encoder import Encoder
 from abo_pipeline.grids import thumbnail
-from abo_pipeline.hits import Hits, Query, one_query
+from abo_pipeline.hits import Hit, Hits, Query, one_query
+from abo_pipeline.pools import ENCODER_POOL
 from abo_pipeline.sampling import partition_keys, partition_range, partition_starts
 from abo_pipeline.search import ImageSearch
 from abo_pipeline.settings import Settings
@@ -60,7 +61,7 @@ def search_images(
             context.log.warning(warning)
         context.add_output_metadata(
             {
-                "hits": table(hits.as_json()["hits"]),
+                "hits": table([_shown(hit) for hit in hits]),
                 "pictures": picture(thumbnail(search.display(_first(hits))), str(hits.query)),
                 "count": len(hits),
             }
@@ -100,6 +101,18 @@ def partitions_with_failures(store: Store, settings: Settings) -> list[str]:
     accounts = store.accounts(settings.space_name, partition_starts(settings.partitions))
     keys = partition_keys(settings.partitions)
     return [key for key, account in zip(keys, accounts, strict=True) if account.failed]
+
+
+def _shown(hit: Hit) -> dict[str, Any]:
+    """A hit as a row that fits a page."""
+    what = {"type": hit.product_type, "color": hit.color, "brand": hit.brand}
+    return {
+        "rank": hit.rank,
+        "similarity": round(hit.similarity, 4),
+        "image_id": hit.image_id,
+        "shows": hit.caption,
+        **{name: value or "" for name, value in what.items()},
+    }
 
 
 def _first(hits: Hits, count: int = 10) -> Hits:

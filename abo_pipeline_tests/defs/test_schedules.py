@@ -6,11 +6,16 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.definitions.schedule_definition import ScheduleExecutionData
+from dagster._core.remote_origin import ManagedGrpcPythonEnvCodeLocationOrigin, RemoteRepositoryOrigin
+from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
 from abo_pipeline.definitions import build_definitions
 from abo_pipeline.defs.history import EMBEDDINGS
 from abo_pipeline.defs.resources import StoreResource
+from abo_pipeline.defs.schedules import AUTOMATION_SENSOR
 from abo_pipeline.settings import Settings
 from abo_pipeline.store import open_store
 from abo_pipeline_tests.archives import jpeg, write_images
@@ -167,6 +172,20 @@ def test_a_partition_of_which_too_many_failed_is_left_to_a_person(colours, insta
         "nothing is to do; of 1 partitions more images failed than may: see `abo failures`, mend the cause, and launch "
         "retry_failures_job"
     )
+
+
+def test_while_the_declarative_way_is_on_the_schedule_asks_for_nothing(definitions, instance, tick):
+    materialize(definitions, instance, "raw_archive", "image_paths")
+    location = ManagedGrpcPythonEnvCodeLocationOrigin(LoadableTargetOrigin(module_name="abo_pipeline.definitions"))
+    origin = RemoteRepositoryOrigin(location, "__repository__").get_instigator_origin(AUTOMATION_SENSOR)
+    running = InstigatorState(origin, InstigatorType.SENSOR, InstigatorStatus.RUNNING)
+    instance.add_instigator_state(running)
+
+    assert tick("fill_partitions") == (
+        "the sensor automate_partitions is on, and asks for the same; switch one of them off"
+    )
+    instance.update_instigator_state(running.with_status(InstigatorStatus.STOPPED))
+    assert tick("fill_partitions") == KEYS[:3]
 
 
 def test_the_report_is_renewed_when_something_was_embedded_since_the_last_one(definitions, instance, tick, eight):

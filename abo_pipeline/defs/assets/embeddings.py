@@ -16,12 +16,10 @@ from abo_pipeline.defs.resources import Progress, StoreResource
 from abo_pipeline.embedding import Limits, Tally, embed_partition, refuse_too_many_failures
 from abo_pipeline.encoder import Encoder
 from abo_pipeline.pictures import open_images
+from abo_pipeline.pools import ENCODER_POOL
 from abo_pipeline.sampling import partition_range
 from abo_pipeline.settings import Settings
 from abo_pipeline.store.spaces import EmbeddingSpace, Reason
-
-ENCODER_POOL = "encoder"
-"""Runs that embed take turns in it: each holds a model in memory and uses every core."""
 
 
 class EmbeddingConfig(dg.Config):
