@@ -18,9 +18,10 @@ from filelock import FileLock, Timeout
 from sqlalchemy.exc import OperationalError
 
 from abo_pipeline.definitions import build_definitions
-from abo_pipeline.defs.history import plan_of
+from abo_pipeline.defs.history import checks_not_passed, plan_of
 from abo_pipeline.defs.resources import Progress, StoreResource
 from abo_pipeline.download import write_whole
+from abo_pipeline.embedding import are_too_many
 from abo_pipeline.encoder import encoder_from
 from abo_pipeline.errors import CatalogError, CheckError, SettingsError
 from abo_pipeline.local_launcher import PROCESS_TAG, this_process
@@ -208,7 +209,11 @@ def _embed(
     to_run = {
         key: account
         for key, account in before.items()
-        if not account.settled or key not in materialized or (retry_failures and account.failed)
+        if not account.settled
+        or key not in materialized
+        or (retry_failures and account.failed)
+        # Nothing to do there, but it is not to be passed over in silence.
+        or are_too_many(account.failed, account.kept, settings.max_failed_share)
     }
     progress.pending(sum(account.pending + retry_failures * account.failed for account in to_run.values()))
     totals = dict.fromkeys(("embedded", "skipped", "failed", "failed_before", "removed"), 0)
@@ -287,17 +292,6 @@ def _execute(
         # Dagster's own exception for Ctrl-C, which nothing outside of it would take for one.
         raise KeyboardInterrupt from None
     except dg.DagsterError as error:
-        if wrong := _checks_not_passed(instance, run_id):
+        if wrong := checks_not_passed(instance, run_id):
             raise CheckError(wrong) from error
         raise
-
-
-def _checks_not_passed(instance: dg.DagsterInstance, run_id: str) -> str:
-    """The blocking checks of a run that did not pass, in their own words: Dagster's exception has only their names."""
-    entries = instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
-    found = [entry.dagster_event.asset_check_evaluation_data for entry in entries if entry.dagster_event]
-    return " ".join(
-        f"{check.asset_key.to_user_string()} did not pass its check {check.check_name}: {check.description}."
-        for check in found
-        if check.blocking and not check.passed
-    )

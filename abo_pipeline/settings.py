@@ -34,6 +34,9 @@ _LARGEST_SIZE = 10**9
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
+_RUNS_GO_BY = ("archive", "catalogue", "min_side", "model", "partitions", "space")
+"""Settings in which a code location and the runs that it asks for must agree."""
+
 PRODUCT_QUERIES = (
     "red leather office chair",
     "blue running shoes",
@@ -251,6 +254,13 @@ class Settings(BaseSettings):
             partial.replace(self._memory)
         except OSError as error:
             raise SettingsError(f"{self._memory} cannot be written: {error.strerror}.") from None
+
+    def are_current(self) -> bool:
+        """Whether a run has not left other settings in the state folder since these were read."""
+        if not self._memory.is_file():
+            return True
+        now = type(self).last(state_dir=self.state_dir)
+        return all(getattr(self, name) == getattr(now, name) for name in _RUNS_GO_BY)
 
     def folder(self, *parts: str) -> Path:
         """A folder below the state folder, made if it is not there.

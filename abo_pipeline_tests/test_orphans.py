@@ -7,6 +7,7 @@ import dagster as dg
 import pytest
 from dagster._core.storage.tags import GRPC_INFO_TAG
 
+from abo_pipeline.local_launcher import PROCESS_TAG, this_process
 from abo_pipeline.orphans import end, orphaned_runs
 
 SERVER = {GRPC_INFO_TAG: json.dumps({"host": "code", "port": 4000})}
@@ -75,3 +76,19 @@ def test_one_that_was_being_cancelled_is_cancelled_and_any_other_has_failed(inst
     assert instance.get_run_by_id(started).status is dg.DagsterRunStatus.FAILURE
     assert instance.get_run_by_id(cancelling).status is dg.DagsterRunStatus.CANCELED
     assert orphans(instance, time.time() + 1) == set()
+
+
+def process(**changes: object) -> dict[str, str]:
+    """The tag of a run that this process executes, or of one like it."""
+    return {PROCESS_TAG: json.dumps(json.loads(this_process()) | changes)}
+
+
+def test_a_run_of_the_command_line_is_gone_with_its_process_and_not_before(instance):
+    alive = launched(instance, dg.DagsterEventType.PIPELINE_START, tags=process())
+    dead = launched(instance, dg.DagsterEventType.PIPELINE_START, tags=process(started=1.0))
+    elsewhere = launched(instance, dg.DagsterEventType.PIPELINE_START, tags=process(started=1.0, host="another"))
+
+    found = {run.run_id for run in orphaned_runs(instance, time.time() + 60)}
+
+    assert dead in found
+    assert not found & {alive, elsewhere}

@@ -8,7 +8,7 @@ import pytest
 
 from abo_pipeline import store as store_module
 from abo_pipeline.embedding import Tally
-from abo_pipeline.errors import AboError, CatalogError, CheckError, SettingsError, StoreError
+from abo_pipeline.errors import AboError, CatalogError, CheckError, FailuresError, SettingsError, StoreError
 from abo_pipeline.runner import dagster_instance, plan_run, retry_failures, run_pipeline
 from abo_pipeline.settings import Settings
 from abo_pipeline.store import open_store
@@ -313,3 +313,11 @@ def test_a_retried_image_that_can_be_read_now_becomes_a_vector(settings):
     found = told.assets["image_embeddings"]
     assert (told.to_embed, found["embedded"], found["failed"]) == (31, 30, 1)
     assert list(told.assets) == ["image_embeddings", "embedding_index", "golden_queries", "search_report"]
+
+
+def test_a_partition_of_which_too_many_failed_is_refused_by_every_run_and_not_just_the_first(settings):
+    small = settings.model_copy(update={"max_file_bytes": 20, "partitions": 1})
+
+    for _ in range(2):
+        with pytest.raises(FailuresError, match="31 of the 31 images of partition 00of1 failed"):
+            run(small)

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from typing import Any
 
 import dagster as dg
 import polars as pl
@@ -23,9 +24,9 @@ from abo_pipeline.encoder import Encoder
 from abo_pipeline.pictures import open_images
 from abo_pipeline.sampling import partition_range
 from abo_pipeline.settings import Settings
-from abo_pipeline.store.nearest import explain, first_image, nearest, scope, stored_vector
+from abo_pipeline.store.nearest import by_index, explain, first_image, scope, stored_vector
+from abo_pipeline.store.spaces import NORM_TOLERANCE, Reason
 
-NORM_TOLERANCE = 1e-3
 SIMILARITY_TOLERANCE = 1e-3
 
 STEADY_OVERLAP = 0.5
@@ -86,7 +87,7 @@ def canary_query_answers(
     encoder: dg.ResourceParam[Encoder],
     store: dg.ResourceParam[StoreResource],
 ) -> dg.AssetCheckResult:
-    """At each size, a stored vector finds its own image, and as many others as are asked for or there."""
+    """At each size, a stored vector finds its own image through the index, and as many others as are there."""
     k = 10
     with store.opened() as opened:
         space = opened.open_space(settings.space_name, encoder)
@@ -98,7 +99,7 @@ def canary_query_answers(
         for size in settings.sizes:
             within = scope(space, size)
             embedded, _ = space.coverage(within.cutoff)
-            hits = nearest(space, vector, k, within)
+            hits = by_index(space, vector, k, within) if within.index_name else []
             best = hits[0].similarity if hits else None
             # A picture that is stored twice is as near to itself as its twin.
             found = best is not None and best > 1 - SIMILARITY_TOLERANCE and len(hits) == min(k, embedded)
@@ -150,11 +151,13 @@ def sizes_are_covered(
 
 
 @dg.asset_check(asset="golden_queries")
-def golden_queries_are_steady(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+def golden_queries_are_steady(
+    context: dg.AssetCheckExecutionContext, settings: dg.ResourceParam[Settings]
+) -> dg.AssetCheckResult:
     """At no size do the fixed queries find mostly other images than at the recording before."""
     found = {
         name: value
-        for name, value in last_metadata(context.instance, "golden_queries").items()
+        for name, value in last_metadata(context.instance, "golden_queries", settings).items()
         if name.startswith("overlap_at_10_") and isinstance(value, float | int)
     }
     low = {name: value for name, value in found.items() if value < STEADY_OVERLAP}
@@ -177,7 +180,7 @@ def report_is_fresh(
     store: dg.ResourceParam[StoreResource],
 ) -> dg.AssetCheckResult:
     """The report shows what is embedded: nothing was embedded, removed or failed since it was made."""
-    shows = report_as_of(context.instance)
+    shows = report_as_of(context.instance, settings)
     with store.opened() as opened:
         changed = opened.open_space(settings.space_name, encoder).changed_at()
     fresh = shows is not None and shows >= changed
@@ -277,16 +280,7 @@ def partition_checks(settings: Settings) -> Sequence[dg.AssetChecksDefinition]:
         with store.opened() as opened:
             space = opened.open_space(settings.space_name, encoder)
             reasons = space.failures_by_reason(*partition_range(context.partition_key))
-        failed = sum(reason.images for reason in reasons)
-        return dg.AssetCheckResult(
-            passed=not failed,
-            severity=dg.AssetCheckSeverity.WARN,
-            description=f"{failed:,} images failed. `abo failures` lists them; `abo retry-failures`, or the job "
-            "retry_failures_job, tries them again"
-            if failed
-            else "none failed",
-            metadata={"failed": failed, "reasons": table([asdict(reason) for reason in reasons])},
-        )
+        return dg.AssetCheckResult(severity=dg.AssetCheckSeverity.WARN, **judged_failures(reasons))
 
     with warnings.catch_warnings():
         # Partitioned checks are new in Dagster 1.13, which says so whenever one is made.
@@ -297,6 +291,19 @@ def partition_checks(settings: Settings) -> Sequence[dg.AssetChecksDefinition]:
             partitioned(blocking=True)(vectors_are_of_one_model),
             partitioned()(few_images_failed),
         ]
+
+
+def judged_failures(reasons: Sequence[Reason]) -> dict[str, Any]:
+    """What ``few_images_failed`` says of a partition whose images failed for these reasons."""
+    failed = sum(reason.images for reason in reasons)
+    return {
+        "passed": not failed,
+        "description": f"{failed:,} images failed. `abo failures` lists them; `abo retry-failures`, or the job "
+        "retry_failures_job, tries them again"
+        if failed
+        else "none failed",
+        "metadata": {"failed": failed, "reasons": table([asdict(reason) for reason in reasons])},
+    }
 
 
 WHOLE_CHECKS = (index_is_used, canary_query_answers, sizes_are_covered, golden_queries_are_steady, report_is_fresh)

@@ -17,11 +17,12 @@ Condition = dg.AutomationCondition[Any]
 
 
 def fill_condition(settings: Settings) -> Condition:
-    """For a partition: it is missing, or its last run failed, and the time of ``ABO_FILL_CRON`` has come.
+    """For a partition at ``ABO_FILL_CRON``: it is missing, its last run failed, or the catalogue was read again.
 
     Not ``on_missing``, which means partitions that are added later and never asks for those that are there already.
     """
-    wanted = dg.AutomationCondition.missing() | dg.AutomationCondition.execution_failed()
+    read_again = dg.AutomationCondition.any_deps_updated().since_last_handled()
+    wanted = dg.AutomationCondition.missing() | dg.AutomationCondition.execution_failed() | read_again
     return _when_due(cron(settings, "fill_cron")) & wanted & _can_be_made()
 
 

@@ -16,7 +16,7 @@ EMBEDDINGS = dg.AssetKey("image_embeddings")
 ASSUMED_DIMENSION = 512
 """Of a space that nothing has been embedded into yet: CLIP's usual one."""
 
-_RUNS_LOOKED_AT = 200
+_RUNS_LOOKED_AT = 1000
 
 
 def machine() -> str:
@@ -43,16 +43,39 @@ def plan_of(store: Store, settings: Settings, instance: dg.DagsterInstance) -> P
     )
 
 
-def last_metadata(instance: dg.DagsterInstance, asset: str) -> dict[str, Any]:
-    """The metadata of an asset's newest materialization, as plain values; empty if there is none."""
+def made_for(settings: Settings) -> dict[str, str]:
+    """Metadata that say for which catalogue and space something was made: one instance may see several."""
+    return {"catalogue": settings.catalogue, "space": settings.space_name}
+
+
+def last_metadata(instance: dg.DagsterInstance, asset: str, settings: Settings | None = None) -> dict[str, Any]:
+    """The metadata of an asset's newest materialization, as plain values; empty if there is none.
+
+    Args:
+        instance: whose records.
+        asset: its name.
+        settings: only if it was made for the catalogue and the space that these name.
+    """
     event = instance.get_latest_materialization_event(dg.AssetKey(asset))
-    return _plain(event.asset_materialization) if event and event.asset_materialization else {}
+    found = _plain(event.asset_materialization) if event and event.asset_materialization else {}
+    return found if settings is None or made_for(settings).items() <= found.items() else {}
 
 
-def report_as_of(instance: dg.DagsterInstance) -> datetime | None:
+def report_as_of(instance: dg.DagsterInstance, settings: Settings) -> datetime | None:
     """The time up to which the newest report shows what was embedded; None if there is no report."""
-    seconds = last_metadata(instance, "search_report").get("embeddings_as_of")
+    seconds = last_metadata(instance, "search_report", settings).get("embeddings_as_of")
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+def checks_not_passed(instance: dg.DagsterInstance, run_id: str) -> str:
+    """The blocking checks of a run that did not pass, in their own words: Dagster's exception has only their names."""
+    entries = instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
+    found = [entry.dagster_event.asset_check_evaluation_data for entry in entries if entry.dagster_event]
+    return " ".join(
+        f"{check.asset_key.to_user_string()} did not pass its check {check.check_name}: {check.description}."
+        for check in found
+        if check.blocking and not check.passed
+    )
 
 
 def _plain(materialization: dg.AssetMaterialization) -> dict[str, Any]:

@@ -11,10 +11,13 @@ import polars as pl
 from pydantic import Field
 
 from abo_pipeline.defs.assets.embeddings import described, embed_partitions, in_words
+from abo_pipeline.defs.checks import judged_failures
 from abo_pipeline.defs.history import EMBEDDINGS
 from abo_pipeline.defs.metadata import picture, table
 from abo_pipeline.defs.resources import Progress, StoreResource
+from abo_pipeline.embedding import refuse_too_many_failures
 from abo_pipeline.encoder import Encoder
+from abo_pipeline.errors import FailuresError
 from abo_pipeline.grids import thumbnail
 from abo_pipeline.hits import Hit, Hits, Query, one_query
 from abo_pipeline.pools import ENCODER_POOL
@@ -82,17 +85,34 @@ def replay_failures(
     with store.opened() as opened:
         keys = partitions_with_failures(opened, settings)
     totals = {"partitions": len(keys), "embedded": 0, "failed": 0}
+    refused = []
     for key, tally, space in embed_partitions(
         keys, image_paths, settings, encoder, store, progress, only_failures=True
     ):
         reasons = space.failures_by_reason(*partition_range(key))
         context.log.info(f"{key}: {in_words(tally)}")
-        # A partition in which something is pending still is not done, and must not look so.
-        event = dg.AssetObservation if tally.left else dg.AssetMaterialization
-        context.log_event(event(EMBEDDINGS, partition=key, metadata=described(tally, reasons, space, encoder)))
         totals["embedded"] += tally.embedded
         totals["failed"] += tally.failed
+        # A partition in which something is pending still, or too much has failed, is not done, and must not look so.
+        event = dg.AssetObservation if tally.left else dg.AssetMaterialization
+        try:
+            refuse_too_many_failures(key, tally, reasons, settings.max_failed_share)
+        except FailuresError as error:
+            refused.append(str(error))
+            event = dg.AssetObservation
+        context.log_event(event(EMBEDDINGS, partition=key, metadata=described(tally, reasons, space, encoder)))
+        context.instance.report_runless_asset_event(
+            dg.AssetCheckEvaluation(
+                EMBEDDINGS,
+                "few_images_failed",
+                severity=dg.AssetCheckSeverity.WARN,
+                partition=key,
+                **judged_failures(reasons),
+            )
+        )
     context.add_output_metadata(totals)
+    if refused:
+        raise FailuresError(" ".join(refused))
     return totals
 
 

@@ -6,6 +6,8 @@ What they launch is in ``jobs``; the declarative way to the same end is in ``con
 from collections.abc import Sequence
 
 import dagster as dg
+from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
+from dagster._core.storage.dagster_run import FINISHED_STATUSES, NOT_FINISHED_STATUSES
 
 from abo_pipeline.defs.conditions import cron
 from abo_pipeline.defs.history import EMBEDDINGS, report_as_of
@@ -16,6 +18,9 @@ from abo_pipeline.embedding import are_too_many
 from abo_pipeline.sampling import partition_keys, partition_starts
 from abo_pipeline.settings import Settings
 from abo_pipeline.store.spaces import Account
+
+PARTITION = "dagster/partition"
+_TRIES = 3
 
 AUTOMATION_SENSOR = "automate_partitions"
 """The declarative way; while it is on, the schedule asks for nothing."""
@@ -44,8 +49,11 @@ def _fill_partitions(settings: Settings) -> dg.ScheduleDefinition:
         settings: dg.ResourceParam[Settings],
         store: dg.ResourceParam[StoreResource],
     ) -> Sequence[dg.RunRequest] | dg.SkipReason:
-        if _automation_is_on(context.instance):
-            return dg.SkipReason(f"the sensor {AUTOMATION_SENSOR} is on, and asks for the same; switch one of them off")
+        if reason := _stands_back(context.instance, settings):
+            return dg.SkipReason(reason)
+        if _backfill_is_under_way(context.instance):
+            # Its runs come about a few at a time, so which partitions it will yet ask for cannot be seen from them.
+            return dg.SkipReason("a backfill of image_embeddings is under way")
         with store.opened() as opened:
             accounts = opened.accounts(settings.space_name, partition_starts(settings.partitions))
         if not sum(account.kept for account in accounts):
@@ -64,6 +72,8 @@ def _fill_partitions(settings: Settings) -> dg.ScheduleDefinition:
         idle = [key for key in wanted if key not in running]
         if not idle:
             return dg.SkipReason(_why_none(accounts, running & set(keys), settings))
+        # Those that fail every time must not keep the others from being asked for.
+        idle.sort(key=lambda key: _fails_every_time(context.instance, key, statuses.get(key)))
         return [
             dg.RunRequest(run_key=f"{context.scheduled_execution_time:%Y-%m-%dT%H:%M}:{key}", partition_key=key)
             for key in idle[: settings.fill_per_tick]
@@ -96,31 +106,48 @@ def _why_none(accounts: Sequence[Account], running: set[str], settings: Settings
     return words
 
 
+def _stands_back(instance: dg.DagsterInstance, settings: Settings) -> str | None:
+    """Why a schedule that fills or renews asks for nothing, whatever there is to do; None if it does."""
+    if not settings.are_current():
+        return "a run left other settings since this code location was loaded: press Reload at it"
+    if any(
+        state.instigator_name == AUTOMATION_SENSOR and state.is_running for state in instance.all_instigator_state()
+    ):
+        return f"the sensor {AUTOMATION_SENSOR} is on, and asks for the same; switch one of them off"
+    return None
+
+
 def _under_way(instance: dg.DagsterInstance) -> set[str]:
     """Partitions of the embeddings that a run is queued for or at work on.
 
     By the runs themselves: a queued one has not said anything of its partition yet.
     """
-    unfinished = dg.RunsFilter(
-        statuses=[
-            dg.DagsterRunStatus.QUEUED,
-            dg.DagsterRunStatus.NOT_STARTED,
-            dg.DagsterRunStatus.STARTING,
-            dg.DagsterRunStatus.STARTED,
-            dg.DagsterRunStatus.CANCELING,
-        ]
-    )
     return {
-        run.tags["dagster/partition"]
-        for run in instance.get_runs(unfinished)
-        if "dagster/partition" in run.tags and (run.asset_selection is None or EMBEDDINGS in run.asset_selection)
+        run.tags[PARTITION]
+        for run in instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))
+        if PARTITION in run.tags and _embeds(run)
     }
 
 
-def _automation_is_on(instance: dg.DagsterInstance) -> bool:
+def _backfill_is_under_way(instance: dg.DagsterInstance) -> bool:
+    unfinished = BulkActionsFilter(statuses=[BulkActionStatus.REQUESTED, BulkActionStatus.CANCELING])
     return any(
-        state.instigator_name == AUTOMATION_SENSOR and state.is_running for state in instance.all_instigator_state()
+        EMBEDDINGS in (backfill.asset_selection or ()) or embed_job.name in (backfill.partition_set_name or "")
+        for backfill in instance.get_backfills(filters=unfinished)
     )
+
+
+def _fails_every_time(instance: dg.DagsterInstance, key: str, status: object) -> bool:
+    """Whether the last few runs of a partition failed, one and all."""
+    if getattr(status, "value", None) != "FAILED":
+        return False
+    of_partition = dg.RunsFilter(tags={PARTITION: key}, statuses=FINISHED_STATUSES)
+    last = [run for run in instance.get_runs(of_partition, limit=10) if _embeds(run)][:_TRIES]
+    return len(last) == _TRIES and all(run.status is dg.DagsterRunStatus.FAILURE for run in last)
+
+
+def _embeds(run: dg.DagsterRun) -> bool:
+    return run.asset_selection is None or EMBEDDINGS in run.asset_selection
 
 
 def _renew_report(settings: Settings) -> dg.ScheduleDefinition:
@@ -135,12 +162,16 @@ def _renew_report(settings: Settings) -> dg.ScheduleDefinition:
         settings: dg.ResourceParam[Settings],
         store: dg.ResourceParam[StoreResource],
     ) -> dg.RunRequest | dg.SkipReason:
+        if reason := _stands_back(context.instance, settings):
+            return dg.SkipReason(reason)
+        if context.instance.get_runs(dg.RunsFilter(job_name=report_job.name, statuses=NOT_FINISHED_STATUSES), limit=1):
+            return dg.SkipReason("it is being renewed")
         with store.opened() as opened:
             space = opened.find_space(settings.space_name)
             changed = space.changed_at() if space and space.account().embedded else None
         if changed is None:
             return dg.SkipReason("nothing is embedded yet")
-        shows = report_as_of(context.instance)
+        shows = report_as_of(context.instance, settings)
         if shows is not None and shows >= changed:
             return dg.SkipReason(f"nothing was embedded since the report of {shows:%Y-%m-%d %H:%M} UTC")
         return dg.RunRequest()

@@ -4,17 +4,24 @@ from collections.abc import Sequence
 
 import dagster as dg
 import requests
+from dagster._core.storage.tags import WILL_RETRY_TAG
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
 
-from abo_pipeline.defs.assets.archive import UNKNOWN_VERSION
-from abo_pipeline.defs.history import EMBEDDINGS, last_metadata
+from abo_pipeline.defs.assets.archive import UNKNOWN_VERSION, source_of
+from abo_pipeline.defs.history import checks_not_passed, last_metadata
 from abo_pipeline.defs.jobs import refresh_job
-from abo_pipeline.defs.schedules import AUTOMATION_SENSOR
+from abo_pipeline.defs.schedules import AUTOMATION_SENSOR, PARTITION
 from abo_pipeline.download import remote_stamp
 from abo_pipeline.errors import AboError
 from abo_pipeline.settings import Settings
 
 _ALERT_TIMEOUT = 10
+_PATIENT = HTTPAdapter(
+    max_retries=Retry(3, backoff_factor=0.5, status_forcelist=(429, 502, 503, 504), allowed_methods=None)
+)
 _SECONDS = 300
+CATALOGUE = dg.AssetKey("image_paths")
 _OURS = f"{AboError.__module__}."
 
 
@@ -26,8 +33,8 @@ def build_sensors(settings: Settings) -> Sequence[dg.SensorDefinition]:
 automate_partitions = dg.AutomationConditionSensorDefinition(
     AUTOMATION_SENSOR,
     target=dg.AssetSelection.all(),
-    description="Makes what the assets' automation conditions say. Does the work of the schedules fill_partitions and "
-    "renew_report: switch on this one or those.",
+    description="Makes what the assets' automation conditions say: the declarative way to what the schedules "
+    "fill_partitions and renew_report do. While it is on, these ask for nothing.",
 )
 
 
@@ -41,14 +48,21 @@ def archive_changed(
     context: dg.SensorEvaluationContext, settings: dg.ResourceParam[Settings]
 ) -> dg.RunRequest | dg.SkipReason:
     """Compare what is at the archive's source with what raw_archive took."""
-    in_use = last_metadata(context.instance, "raw_archive").get("version", UNKNOWN_VERSION)
-    if in_use == UNKNOWN_VERSION:
-        return dg.SkipReason("it is not known which archive is in use: materialize raw_archive once")
+    made = context.instance.get_latest_materialization_event(CATALOGUE)
+    taken = last_metadata(context.instance, CATALOGUE.to_user_string())
+    if made is None or taken.get("archive_version", UNKNOWN_VERSION) == UNKNOWN_VERSION:
+        return dg.SkipReason("it is not known which archive is in use: materialize raw_archive and image_paths once")
+    if taken["archive"] != source_of(settings):
+        return dg.SkipReason(
+            f"the catalogue was last read from {taken['archive']}, and ABO_ARCHIVE is {source_of(settings)}: "
+            "materialize raw_archive and image_paths if it is to be this one"
+        )
     now = remote_stamp(settings.archive, settings.folder("archives"))
-    if now == in_use:
+    if now == taken["archive_version"]:
         return dg.SkipReason(f"the archive is as it was: {now}")
-    # One request for each version: if its run fails, report_failures says so, and a person decides.
-    return dg.RunRequest(run_key=now)
+    # One request for each change: if its run fails, report_failures says so, and a person decides. A version that
+    # comes back after another one is a change again, so its name alone will not do: Dagster takes a key only once.
+    return dg.RunRequest(run_key=f"{now} after {made.timestamp}")
 
 
 def _report_failures(settings: Settings) -> dg.SensorDefinition:
@@ -67,7 +81,7 @@ def _report_failures(settings: Settings) -> dg.SensorDefinition:
                 dg.AssetObservation(
                     asset,
                     description=words,
-                    partition=run.tags.get("dagster/partition"),
+                    partition=run.tags.get(PARTITION),
                     metadata={"failed_run": dg.MetadataValue.dagster_run(run.run_id), "what_to_do": words},
                 )
             )
@@ -80,14 +94,16 @@ def _report_failures(settings: Settings) -> dg.SensorDefinition:
 def failure_words(context: dg.RunFailureSensorContext) -> str:
     """Which run failed, at which partition, why, and what to do."""
     run = context.dagster_run
-    partition = run.tags.get("dagster/partition")
+    partition = run.tags.get(PARTITION)
     what = ", ".join(asset.to_user_string() for asset in sorted(run.asset_selection or ())) or run.job_name
     where = f", partition {partition}" if partition else ""
     return f"Run {run.run_id[:8]} of {what}{where} failed: {_reason(context)} {_remedy(run)}"
 
 
 def _reason(context: dg.RunFailureSensorContext) -> str:
-    """What the failing step said in its own words; they end with the remedy where it is one of our errors."""
+    """What failed in its own words, which end with the remedy where they are ours."""
+    if wrong := checks_not_passed(context.instance, context.dagster_run.run_id):
+        return wrong
     for event in context.get_step_failure_events():
         messages = []
         error = event.step_failure_data.error
@@ -101,12 +117,10 @@ def _reason(context: dg.RunFailureSensorContext) -> str:
 
 
 def _remedy(run: dg.DagsterRun) -> str:
-    if run.asset_selection and EMBEDDINGS in run.asset_selection and "dagster/partition" in run.tags:
-        return (
-            "What was committed stays. The schedule fill_partitions asks for the partition again at its next tick; "
-            "or materialize it in the UI."
-        )
-    return "Nothing that was there before is lost. When the cause is mended, launch the run again."
+    """What holds for every failed run; what is to be done about the cause is in its own words."""
+    if run.tags.get(WILL_RETRY_TAG) == "true":
+        return "What was committed stays. Dagster runs it once more by itself."
+    return "What was committed stays. When the cause is mended, launch the run again."
 
 
 def _send(url: str, words: str) -> None:
@@ -116,7 +130,11 @@ def _send(url: str, words: str) -> None:
         Failure: it was not taken; the address, which is a secret, is not in the message.
     """
     try:
-        answer = requests.post(url, json={"text": words}, timeout=_ALERT_TIMEOUT)
+        # Dagster tells of a failed run once, so what is not taken now is lost.
+        with requests.Session() as session:
+            session.mount("http://", _PATIENT)
+            session.mount("https://", _PATIENT)
+            answer = session.post(url, json={"text": words}, timeout=_ALERT_TIMEOUT)
         answer.raise_for_status()
     except requests.RequestException as error:
         code = getattr(error.response, "status_code", None)

@@ -96,16 +96,27 @@ def nearest(
         scope: which images to see.
         exclude: image_ids to leave out.
     """
-    parameters = {"query": vector, "k": k, "exclude": list(exclude)}
     if scope.index_name and k <= MAX_EF_SEARCH:
-        with transaction(space.engine) as connection:
-            _set_effort(connection, k)
-            rows = connection.execute(_indexed(space, scope), parameters | {"candidates": _candidates(k)}).all()
-        if len(rows) == k:
-            return [Neighbour(*row) for row in rows]
+        found = by_index(space, vector, k, scope, exclude=exclude)
+        if len(found) == k:
+            return found
     # In a transaction of its own, without the settings that keep the planner to an index.
     with transaction(space.engine) as connection:
+        parameters = {"query": vector, "k": k, "exclude": list(exclude)}
         return [Neighbour(*row) for row in connection.execute(_exact(space, scope), parameters)]
+
+
+def by_index(
+    space: EmbeddingSpace, vector: NDArray[np.float32], k: int, scope: Scope, *, exclude: Sequence[str] = ()
+) -> list[Neighbour]:
+    """What the index of a scope finds by itself: approximately the k nearest, and perhaps fewer.
+
+    Takes what ``nearest`` takes; the scope must have an index.
+    """
+    parameters = {"query": vector, "k": k, "exclude": list(exclude), "candidates": _candidates(k)}
+    with transaction(space.engine) as connection:
+        _set_effort(connection, k)
+        return [Neighbour(*row) for row in connection.execute(_indexed(space, scope), parameters)]
 
 
 def explain(space: EmbeddingSpace, vector: NDArray[np.float32], k: int, scope: Scope) -> str:
@@ -119,14 +130,14 @@ def explain(space: EmbeddingSpace, vector: NDArray[np.float32], k: int, scope: S
 
 
 def recall(space: EmbeddingSpace, scope: Scope, k: int = 10, queries: int = RECALL_QUERIES) -> float | None:
-    """recall@k of the index: the share of the k truly nearest images that ``nearest`` finds, from 0 to 1.
+    """recall@k of the index: the share of the k truly nearest images that it finds by itself, from 0 to 1.
 
     Asked with stored vectors, each without its own image: those of the first images by sample key, which are a fair
     sample. An image that is as near as the last of the true ones counts as found.
 
     Args:
         space: where to search.
-        scope: which images to see.
+        scope: which images to see; with an index.
         k: hits a query.
         queries: how many to ask.
 
@@ -140,7 +151,7 @@ def recall(space: EmbeddingSpace, scope: Scope, k: int = 10, queries: int = RECA
     shares = []
     for image_id, vector in asked:
         truth = nearest(space, vector, k, Scope(scope.size, scope.cutoff, None), exclude=[image_id])
-        found = nearest(space, vector, k, scope, exclude=[image_id])
+        found = by_index(space, vector, k, scope, exclude=[image_id])
         if truth:
             bound = truth[-1].similarity - 1e-6
             shares.append(sum(hit.similarity >= bound for hit in found) / len(truth))
@@ -156,8 +167,9 @@ def stored_vector(space: EmbeddingSpace, image_id: str) -> NDArray[np.float32] |
 
 
 def first_image(space: EmbeddingSpace) -> str | None:
-    """The embedded image with the smallest sample key: a member of every size."""
-    query = select(space.table.c.image_id).order_by(space.table.c.sample_key).limit(1)
+    """The embedded image of the catalogue with the smallest sample key: a member of every size."""
+    known = space.table.join(Image, Image.image_id == space.table.c.image_id)
+    query = select(space.table.c.image_id).select_from(known).order_by(space.table.c.sample_key).limit(1)
     with transaction(space.engine) as connection:
         return connection.scalar(query)
 

@@ -21,6 +21,9 @@ from abo_pipeline.store.database import transaction
 from abo_pipeline.store.merge import merge
 from abo_pipeline.store.schema import Failure, Image, Space, embeddings_table
 
+NORM_TOLERANCE = 1e-3
+"""How far from 1 the length of a vector may be."""
+
 _EMBEDDING_COLUMNS = ("image_id", "sample_key", "digest", "fingerprint", "embedding")
 
 
@@ -204,10 +207,11 @@ class EmbeddingSpace:
             return {row[0]: row[1] for row in connection.execute(query)}
 
     def coverage(self, cutoff: int) -> tuple[int, int]:
-        """How many images up to a sample key are embedded, and how many are kept."""
+        """How many images of the catalogue up to a sample key are embedded, and how many there are."""
+        known = self.table.join(Image, Image.image_id == self.table.c.image_id)
         with transaction(self.engine) as connection:
             embedded = connection.scalar(
-                select(func.count()).select_from(self.table).where(self.table.c.sample_key <= cutoff)
+                select(func.count()).select_from(known).where(self.table.c.sample_key <= cutoff)
             )
             kept = connection.scalar(select(func.count()).select_from(Image).where(Image.sample_key <= cutoff))
         return embedded or 0, kept or 0
@@ -223,6 +227,22 @@ class EmbeddingSpace:
         ).where(self.table.c.sample_key.between(first, last))
         with transaction(self.engine) as connection:
             return NormCheck(*connection.execute(query).one())
+
+    def require_sound(self, tolerance: float = NORM_TOLERANCE) -> None:
+        """See that the vectors may be compared with one another: of one model, and of length 1.
+
+        Raises:
+            StoreError: some may not; says what to do about them.
+        """
+        found = self.fingerprints(0, LAST_KEY)
+        foreign = sum(count for fingerprint, count in found.items() if fingerprint != self.fingerprint)
+        off_unit = self.check_norms(0, LAST_KEY, tolerance).off_unit
+        if foreign or off_unit:
+            raise StoreError(
+                f"Of the vectors in {self.table.name}, {foreign:,} are not of {self.model} ({self.fingerprint}) and "
+                f"{off_unit:,} do not have length 1: they cannot be compared with the others. The checks of "
+                "image_embeddings say in which partitions. Delete those rows, and run the partitions again."
+            )
 
     def failures_by_reason(self, first: int = 0, last: int = LAST_KEY) -> list[Reason]:
         """Why images of a range of sample keys failed, most frequent first."""

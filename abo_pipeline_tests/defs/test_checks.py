@@ -9,6 +9,7 @@ from sqlalchemy import text
 
 from abo_pipeline import catalog
 from abo_pipeline.defs import checks as checks_module
+from abo_pipeline.errors import StoreError
 from abo_pipeline.store import open_store
 from abo_pipeline_tests.defs.conftest import checks, materialize, materialize_all
 
@@ -157,15 +158,46 @@ def test_a_failed_image_is_a_warning_that_says_how_to_try_it_again(evaluate):
     assert (reason.data["stage"], reason.data["error"], reason.data["images"]) == ("decode", "OSError", 1)
 
 
-def test_a_search_that_loses_images_is_found(evaluate):
+def test_an_index_that_comes_up_short_is_found_although_searches_go_on_exactly(evaluate, colours):
+    store = open_store(colours)
+    with store.engine.connect() as connection:
+        name = connection.scalar(text("SELECT index_name FROM size_indexes WHERE size = 30"))
+        definition = connection.scalar(text("SELECT pg_get_indexdef(CAST(:name AS regclass))"), {"name": f"abo.{name}"})
+    store.engine.dispose()
+
+    # Built anew while only 4 rows are there, and not told of the others: an index that lost pages looks so.
     found = evaluate(
         "embedding_index",
         "canary_query_answers",
-        "DELETE FROM images WHERE image_id IN (SELECT image_id FROM images ORDER BY sample_key LIMIT 30)",
+        "CREATE TABLE aside AS SELECT * FROM embeddings_colours ORDER BY sample_key DESC LIMIT 36",
+        "DELETE FROM embeddings_colours WHERE image_id IN (SELECT image_id FROM aside)",
+        f"DROP INDEX {name}",
+        definition,
+        f"UPDATE pg_index SET indisready = false WHERE indexrelid = 'abo.{name}'::regclass",
+        "INSERT INTO embeddings_colours SELECT * FROM aside",
+        f"UPDATE pg_index SET indisready = true WHERE indexrelid = 'abo.{name}'::regclass",
     )
 
     assert (found.passed, found.blocking) == (False, True)
-    assert "does not find itself, or too few others, at size(s) [10, 30]" in found.description
+    (short,) = [row.data for row in found.metadata["answers"].records if row.data["size"] == 30]
+    assert (short["hits"], short["of"], short["found"]) == (4, 10, False)
+
+
+def test_no_index_is_built_over_vectors_of_another_model(definitions, instance, colours):
+    materialize_all(definitions, instance)
+    store = open_store(colours)
+    with store.engine.begin() as connection:
+        connection.execute(
+            text(f"UPDATE embeddings_colours SET fingerprint = 'other' WHERE {one_image('embeddings_colours')}")
+        )
+    store.engine.dispose()
+
+    with pytest.raises(StoreError) as refused:
+        materialize(definitions, instance, "embedding_index")
+
+    assert str(refused.value).startswith(
+        "Of the vectors in embeddings_colours, 1 are not of mean-colour (c0104f00c0104f00) and 0 do not have length 1"
+    )
 
 
 def test_a_pending_image_of_a_size_is_a_warning(evaluate):

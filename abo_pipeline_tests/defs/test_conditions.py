@@ -67,6 +67,18 @@ def test_a_partition_whose_last_run_failed_is_asked_for_again(definitions, insta
     assert clock.at(4, 11)["partitions"] == {"01of2"}
 
 
+def test_a_catalogue_that_was_read_again_has_every_partition_looked_at(definitions, instance, clock):
+    materialize_all(definitions, instance)
+    assert clock.at(4, 1)["partitions"] == set()
+    materialize(definitions, instance, "image_paths")
+
+    assert clock.at(4, 2)["partitions"] == set()
+    assert clock.at(4, 11)["partitions"] == {"00of2", "01of2"}
+    for key in ("00of2", "01of2"):
+        materialize(definitions, instance, "image_embeddings", partition_key=key)
+    assert clock.at(4, 21)["partitions"] == set()
+
+
 def test_a_partition_under_way_is_not_asked_for(definitions, instance, clock):
     materialize(definitions, instance, "raw_archive", "image_paths")
     job = definitions.resolve_implicit_global_asset_job_def()

@@ -9,7 +9,8 @@ from pydantic import ValidationError
 from abo_pipeline.definitions import build_definitions
 from abo_pipeline.defs.history import EMBEDDINGS
 from abo_pipeline.defs.ops import SearchConfig
-from abo_pipeline.errors import QueryError
+from abo_pipeline.errors import FailuresError, QueryError
+from abo_pipeline.settings import Settings
 from abo_pipeline_tests.archives import jpeg, write_images
 from abo_pipeline_tests.defs.conftest import materialize, materialize_all
 from abo_pipeline_tests.fakes import ColourEncoder
@@ -100,3 +101,37 @@ def test_with_nothing_that_failed_there_is_nothing_to_replay(definitions, instan
     result = definitions.resolve_job_def("retry_failures_job").execute_in_process(instance=instance)
 
     assert result.output_for_node("replay_failures") == {"partitions": 0, "embedded": 0, "failed": 0}
+
+
+def test_a_replay_mends_what_the_check_says_of_a_partition(colours, instance):
+    write_images(Path(colours.archive), {"aa/red.jpg": jpeg("red", (300, 300)), "bb/blue.jpg": jpeg("blue")})
+    tight = Settings.read(**colours.model_dump() | {"max_pixels": 300 * 300 - 1, "partitions": 1})
+    definitions = build_definitions(tight, encoder=ColourEncoder())
+    materialize(definitions, instance, "raw_archive", "image_paths")
+    materialize(definitions, instance, "image_embeddings", partition_key="00of1")
+
+    def latest() -> tuple[str, bool]:
+        key = dg.AssetCheckKey(EMBEDDINGS, "few_images_failed")
+        (record,) = instance.event_log_storage.get_asset_check_execution_history(key, limit=1)
+        return record.partition, record.event.dagster_event.asset_check_evaluation_data.passed
+
+    assert latest() == ("00of1", False)
+
+    wide = build_definitions(Settings.read(**colours.model_dump() | {"partitions": 1}), encoder=ColourEncoder())
+    result = wide.resolve_job_def("retry_failures_job").execute_in_process(instance=instance)
+
+    assert result.output_for_node("replay_failures") == {"partitions": 1, "embedded": 1, "failed": 0}
+    assert latest() == ("00of1", True)
+
+
+def test_a_replay_does_not_make_a_refused_partition_look_done(colours, instance):
+    bad = {f"aa/bad-{n}.jpg": b"bad" for n in range(12)}
+    write_images(Path(colours.archive), bad | {"bb/good.jpg": jpeg()})
+    definitions = build_definitions(Settings.read(**colours.model_dump() | {"partitions": 1}), encoder=ColourEncoder())
+    materialize(definitions, instance, "raw_archive", "image_paths")
+    materialize(definitions, instance, "image_embeddings", partition_key="00of1", raise_on_error=False)
+
+    with pytest.raises(FailuresError, match="12 of the 13 images of partition 00of1 failed"):
+        definitions.resolve_job_def("retry_failures_job").execute_in_process(instance=instance)
+
+    assert instance.get_materialized_partitions(EMBEDDINGS) == set()

@@ -8,6 +8,7 @@ import dagster as dg
 import pytest
 from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.definitions.schedule_definition import ScheduleExecutionData
+from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 from dagster._core.remote_origin import ManagedGrpcPythonEnvCodeLocationOrigin, RemoteRepositoryOrigin
 from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
@@ -157,6 +158,54 @@ def test_a_partition_that_is_waiting_or_running_is_not_asked_for_again(definitio
     assert tick("fill_partitions") == "2 partitions are under way, and nothing else is to do"
 
 
+def test_while_a_backfill_of_the_embeddings_is_under_way_nothing_is_asked_for(definitions, instance, tick):
+    materialize(definitions, instance, "raw_archive", "image_paths")
+    backfill = PartitionBackfill.from_asset_partitions(
+        backfill_id="everything",
+        asset_graph=definitions.resolve_asset_graph(),
+        partition_names=None,
+        asset_selection=[dg.AssetKey("image_paths"), EMBEDDINGS],
+        backfill_timestamp=1767268800.0,
+        tags={},
+        dynamic_partitions_store=instance,
+        all_partitions=True,
+        title=None,
+        description=None,
+        run_config=None,
+    )
+    instance.add_backfill(backfill)
+
+    # None of its runs is there yet.
+    assert tick("fill_partitions") == "a backfill of image_embeddings is under way"
+    instance.update_backfill(backfill.with_status(BulkActionStatus.COMPLETED_SUCCESS))
+    assert tick("fill_partitions") == KEYS[:3]
+
+
+def test_partitions_that_fail_every_time_come_last(definitions, instance, tick, monkeypatch):
+    materialize(definitions, instance, "raw_archive", "image_paths")
+    with monkeypatch.context() as broken:
+        broken.setattr(ColourEncoder, "encode_images", lambda *_: 1 / 0)
+        for key in (*KEYS[:3] * 3, KEYS[3]):
+            materialize(definitions, instance, "image_embeddings", partition_key=key, raise_on_error=False)
+
+    assert tick("fill_partitions") == KEYS[3:6]
+    embed(definitions, instance, *KEYS[3:])
+    assert tick("fill_partitions") == KEYS[:3]
+    embed(definitions, instance, *KEYS[:3])
+    assert tick("fill_partitions") == "nothing is to do"
+
+
+def test_after_a_run_with_other_settings_the_code_location_has_to_be_loaded_again(definitions, instance, tick, eight):
+    materialize(definitions, instance, "raw_archive", "image_paths")
+    eight.remember()
+    assert tick("fill_partitions") == KEYS[:3]
+
+    Settings.read(**eight.model_dump() | {"space": "other"}).remember()
+
+    reason = "a run left other settings since this code location was loaded: press Reload at it"
+    assert (tick("fill_partitions"), tick("renew_report")) == (reason, reason)
+
+
 def test_a_partition_of_which_too_many_failed_is_left_to_a_person(colours, instance):
     bad = {f"aa/bad-{n}.jpg": b"bad" for n in range(12)}
     write_images(Path(colours.archive), bad | {"bb/good.jpg": jpeg()})
@@ -199,6 +248,24 @@ def test_the_report_is_renewed_when_something_was_embedded_since_the_last_one(de
 
     remove_one(eight, KEYS[0])
     assert tick("renew_report") == ["everything"]
+
+
+def test_a_report_for_another_space_is_not_this_ones_report(definitions, instance, tick, eight):
+    materialize_all(definitions, instance, partitions=8)
+    assert tick("renew_report").startswith("nothing was embedded since")
+    other = build_definitions(Settings.read(**eight.model_dump() | {"space": "others"}), encoder=ColourEncoder())
+
+    materialize_all(other, instance, partitions=8)
+
+    assert tick("renew_report") == ["everything"]
+
+
+def test_a_report_that_is_being_made_is_not_asked_for_again(definitions, instance, tick):
+    materialize(definitions, instance, "raw_archive", "listings", "image_paths")
+    embed(definitions, instance, *KEYS)
+    instance.create_run_for_job(definitions.resolve_job_def("report_job"), status=dg.DagsterRunStatus.STARTED)
+
+    assert tick("renew_report") == "it is being renewed"
 
 
 def test_the_checks_are_asked_for_without_conditions_and_pass_on_a_fresh_state(definitions, instance, tick):

@@ -9,14 +9,16 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from sqlalchemy import text
 
 from abo_pipeline.definitions import build_definitions
 from abo_pipeline.defs.history import EMBEDDINGS
 from abo_pipeline.defs.schedules import AUTOMATION_SENSOR
 from abo_pipeline.defs.sensors import archive_changed, failure_words
 from abo_pipeline.settings import Settings
+from abo_pipeline.store import open_store
 from abo_pipeline_tests.archives import jpeg, write_images
-from abo_pipeline_tests.defs.conftest import SQUARES, materialize
+from abo_pipeline_tests.defs.conftest import SQUARES, materialize, materialize_all
 from abo_pipeline_tests.fakes import ColourEncoder
 
 
@@ -26,7 +28,18 @@ def look(instance: dg.DagsterInstance, settings: Settings) -> dg.RunRequest | st
 
 
 def test_an_archive_nobody_has_taken_yet_is_nothing_to_refresh(instance, colours):
-    assert look(instance, colours) == "it is not known which archive is in use: materialize raw_archive once"
+    assert look(instance, colours) == (
+        "it is not known which archive is in use: materialize raw_archive and image_paths once"
+    )
+
+
+def test_a_catalogue_of_another_archive_is_nothing_to_refresh(definitions, instance, colours, tmp_path):
+    materialize(definitions, instance, "raw_archive", "image_paths")
+    other = write_images(tmp_path / "other.tar", SQUARES)
+
+    said = look(instance, Settings.read(**colours.model_dump() | {"archive": str(other)}))
+
+    assert said.startswith(f"the catalogue was last read from {colours.archive}, and ABO_ARCHIVE is {other}: ")
 
 
 def test_an_archive_that_changed_is_asked_for_once_and_then_taken(definitions, instance, colours):
@@ -42,6 +55,32 @@ def test_an_archive_that_changed_is_asked_for_once_and_then_taken(definitions, i
     (kept,) = result.asset_materializations_for_node("image_paths")
     assert (kept.metadata["added"].value, kept.metadata["pending"].value) == (1, 41)
     assert look(instance, colours).startswith("the archive is as it was: ")
+
+
+def test_a_version_that_comes_back_is_asked_for_again(definitions, instance, colours):
+    def put(images: dict[str, bytes], mtime: int) -> None:
+        write_images(Path(colours.archive), images)
+        os.utime(colours.archive, ns=(mtime, mtime))
+
+    old, new = SQUARES, SQUARES | {"cc/new.jpg": jpeg("lime")}
+    keys = []
+    put(old, 1)
+    materialize(definitions, instance, "raw_archive", "image_paths")
+    for images, mtime in ((new, 2), (old, 1), (new, 2)):
+        put(images, mtime)
+        keys.append(look(instance, colours).run_key)
+        assert definitions.resolve_job_def("refresh_job").execute_in_process(instance=instance).success
+
+    assert len(set(keys)) == 3
+
+
+def test_a_refresh_that_went_half_way_is_not_taken_for_done(definitions, instance, colours):
+    materialize(definitions, instance, "raw_archive", "image_paths")
+    write_images(Path(colours.archive), SQUARES | {"cc/new.jpg": jpeg("lime")})
+
+    materialize(definitions, instance, "raw_archive")
+
+    assert isinstance(look(instance, colours), dg.RunRequest)
 
 
 def test_an_archive_that_was_only_touched_is_looked_at_again_and_changes_nothing(definitions, instance, colours):
@@ -114,10 +153,7 @@ def test_a_failed_partition_is_reported_with_its_reason_and_what_to_do(definitio
     assert "failed: image_embeddings: ArchiveError: " in words
     assert "squares.tar is not the archive that the catalogue was read from" in words
     assert "Materialize raw_archive and image_paths again, or use `abo run`" in words
-    assert words.endswith(
-        "What was committed stays. The schedule fill_partitions asks for the partition again at its next tick; or "
-        "materialize it in the UI."
-    )
+    assert words.endswith("What was committed stays. When the cause is mended, launch the run again.")
     (observation,) = instance.fetch_observations(EMBEDDINGS, limit=10).records
     assert (observation.partition_key, observation.asset_observation.description) == ("01of2", words)
 
@@ -128,7 +164,32 @@ def test_a_run_of_something_else_is_reported_without_a_partition(instance, colou
     words = failure_words(failed_run(colours, instance, "raw_archive"))
 
     assert " of raw_archive failed: raw_archive: ArchiveError: " in words
-    assert words.endswith("Nothing that was there before is lost. When the cause is mended, launch the run again.")
+    assert words.endswith("What was committed stays. When the cause is mended, launch the run again.")
+
+
+def test_a_check_that_did_not_pass_is_reported_in_its_own_words(definitions, instance, colours):
+    materialize_all(definitions, instance)
+    store = open_store(colours)
+    with store.engine.begin() as connection:
+        connection.execute(text("UPDATE embeddings_colours SET fingerprint = 'other'"))
+    store.engine.dispose()
+
+    words = failure_words(failed_run(colours, instance, "image_embeddings", partition_key="01of2"))
+
+    assert "failed: image_embeddings did not pass its check vectors_are_of_one_model: " in words
+    assert "delete them from embeddings_colours and materialize the partition again." in words
+
+
+def test_a_run_that_dagster_runs_again_is_reported_so(instance, colours):
+    Path(colours.archive).write_bytes(b"no tar at all" * 100)
+    context = failed_run(colours, instance, "raw_archive")
+    run = context.dagster_run.with_tags(context.dagster_run.tags | {"dagster/will_retry": "true"})
+
+    words = failure_words(
+        dg.build_run_status_sensor_context("report_failures", context.dagster_event, instance, run).for_run_failure()
+    )
+
+    assert words.endswith("What was committed stays. Dagster runs it once more by itself.")
 
 
 def test_an_alert_that_is_not_taken_fails_the_sensor_without_telling_the_address(instance, colours, chat):

@@ -14,6 +14,7 @@ from sqlalchemy import Engine, create_engine, text
 
 from abo_pipeline.archive import Archive
 from abo_pipeline.catalog import read_catalogue
+from abo_pipeline.encoder import encoder_from
 from abo_pipeline.sample import Sample
 from abo_pipeline.sampling import partition_keys, partition_range, partition_starts
 from abo_pipeline.settings import Settings
@@ -147,6 +148,8 @@ class Pipeline:
         What the run committed before stays, so this is the middle of a partition for as long as it is needed. It is
         done by storing one in a transaction that is given up afterwards.
         """
+        with self.store() as store:
+            store.open_space(self.settings.space_name, encoder_from(self.settings))
         with self._engine.connect() as connection:
             dimension = connection.scalar(text("SELECT dimension FROM spaces"))
             connection.execute(

@@ -54,7 +54,7 @@ def fill(filler: Path) -> None:
             "Dagster's records cannot be written, in the state folder {state}: database or disk is full.",
         ),
         ("dagster", "400k", "Dagster's records cannot be written, in the state folder {state}: "),
-        ("assets", "4k", "{folder}/image_paths.parquet cannot be written: No space left on device."),
+        ("assets", "4k", "{folder}/abo/image_paths.parquet cannot be written: No space left on device."),
         ("reports", "64k", "The report cannot be written to {folder}/abo/small_clip: No space left on device."),
     ],
 )

@@ -61,6 +61,19 @@ def raw_archive(
         )
 
 
+def source_of(settings: Settings) -> str:
+    """Where the archive comes from, as ``raw_archive`` says it: a path, or a URL without what may be secret."""
+    if is_local(settings.archive):
+        return str(local_path(settings.archive, settings.folder("archives")))
+    return public_url(settings.archive)
+
+
+def taken_archive(instance: dg.DagsterInstance) -> dict[str, str]:
+    """Metadata that say of which version of which archive something was made; empty if raw_archive was never made."""
+    taken = last_metadata(instance, "raw_archive")
+    return {"archive": taken["source"], "archive_version": taken["version"]} if taken else {}
+
+
 def taken_sha256(instance: dg.DagsterInstance, settings: Settings) -> str | None:
     """The SHA-256 of what raw_archive was last materialized as, maybe on another machine.
 
@@ -70,4 +83,4 @@ def taken_sha256(instance: dg.DagsterInstance, settings: Settings) -> str | None
     if is_local(settings.archive):
         return None
     taken = last_metadata(instance, "raw_archive")
-    return taken["sha256"] if taken.get("source") == public_url(settings.archive) else None
+    return taken["sha256"] if taken.get("source") == source_of(settings) else None

@@ -7,7 +7,7 @@ import polars as pl
 
 from abo_pipeline.archive import Archive
 from abo_pipeline.catalog import COLUMN_MEANINGS, SCHEMA, read_catalogue
-from abo_pipeline.defs.assets.archive import ArchiveConfig, taken_sha256
+from abo_pipeline.defs.assets.archive import ArchiveConfig, taken_archive, taken_sha256
 from abo_pipeline.defs.history import plan_of
 from abo_pipeline.defs.metadata import column_schema, preview
 from abo_pipeline.defs.resources import Progress, StoreResource
@@ -65,6 +65,7 @@ def image_paths(
             "added": merged.added,
             "changed": merged.changed,
             "removed": merged.removed,
+            **taken_archive(context.instance),
             "plan": str(plan),
             "pending": plan.pending,
             "partitions_to_run": plan.partitions,

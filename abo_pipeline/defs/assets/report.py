@@ -6,6 +6,7 @@ from urllib.parse import quote
 import dagster as dg
 
 from abo_pipeline.defs.conditions import follow_condition, renew_condition
+from abo_pipeline.defs.history import made_for
 from abo_pipeline.defs.metadata import picture, table
 from abo_pipeline.defs.resources import StoreResource
 from abo_pipeline.encoder import Encoder
@@ -39,6 +40,7 @@ def golden_queries(
     overlaps = {size: mean_overlap(changes, size) for size in settings.sizes}
     return dg.MaterializeResult(
         metadata={
+            **made_for(settings),
             "changes": table([change.as_row() for change in changes]),
             "queries": len(settings.queries),
             "newcomers": sum(len(change.newcomers) for change in changes),
@@ -83,6 +85,7 @@ def search_report_asset(settings: Settings) -> dg.AssetsDefinition:
                 **{f"grid: {query}": picture(thumbnail(grid), query) for query, grid in report.grids.items()},
                 "first_grid": dg.MetadataValue.path(next(iter(report.grids.values()))),
                 "queries": len(report.grids),
+                **made_for(settings),
                 "embeddings_as_of": dg.MetadataValue.timestamp(as_of),
                 **{f"coverage_{size.size}": str(size) for size in report.coverage},
                 **{f"embedded_{size.size}": size.embedded for size in report.coverage},
