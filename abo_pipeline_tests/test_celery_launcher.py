@@ -1,13 +1,17 @@
 """The Celery profile as far as it goes without a server; with all of them it is in e2e/test_celery.py."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import dagster as dg
 import pytest
+from dagster._core.launcher import WorkerStatus
 
-from abo_pipeline.celery_launcher import celery_settings
+from abo_pipeline.celery_launcher import CeleryRunLauncher, celery_settings
 from abo_pipeline.errors import SettingsError
+from abo_pipeline.local_launcher import PROCESS_TAG, this_process
 
 
 @pytest.mark.parametrize(
@@ -30,6 +34,26 @@ def test_a_broker_that_is_not_redis_is_refused_without_its_password(broker):
         celery_settings({"ABO_CELERY_BROKER": broker})
 
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("tags", "status"),
+    [
+        ({PROCESS_TAG: this_process()}, WorkerStatus.RUNNING),
+        ({PROCESS_TAG: json.dumps(json.loads(this_process()) | {"started": 1.0})}, WorkerStatus.FAILED),
+        ({}, WorkerStatus.RUNNING),
+    ],
+    ids=["at work", "killed", "of somebody else"],
+)
+def test_a_run_that_no_worker_was_asked_for_is_looked_for_where_it_is(tags, status):
+    # Nobody listens there, and nobody has to.
+    launcher = CeleryRunLauncher.from_config_value(
+        None, {"broker": "redis://127.0.0.1:1/0", "worker_timeout_seconds": 1}
+    )
+
+    health = launcher.check_run_worker_health(dg.DagsterRun(job_name="any", tags=tags))
+
+    assert health.status is status
 
 
 def test_a_worker_without_a_broker_says_so_in_a_sentence():

@@ -39,7 +39,7 @@ class IndexStatus:
 
     Attributes:
         size, cutoff: what it serves: the images with ``sample_key <= cutoff``.
-        rows: embedded images that it covers.
+        rows: vectors that it covers.
         bytes: on disk.
         seconds: that building took; 0.0 if it was there.
         built: whether this call built it.
@@ -126,7 +126,7 @@ def _build(
 ) -> None:
     # What an interrupted build left behind is invalid, and would keep the name.
     _drop(connection, name)
-    rows, _ = space.coverage(cutoff)
+    rows = space.vectors(cutoff)
     memory = _memory_mb(rows, space.dimension, memory_mb)
     workers = max(0, min(_cores() - 1, 7))
     progress(f"building {name} over {rows:,} rows with {memory} MB and {workers + 1} process(es)")
@@ -248,7 +248,7 @@ def _drop_unused(connection: Connection, space: EmbeddingSpace, progress: Progre
 
 
 def _status(space: EmbeddingSpace, size: int, cutoff: int, name: str, *, built: bool, seconds: float) -> IndexStatus:
-    rows, _ = space.coverage(cutoff)
+    rows = space.vectors(cutoff)
     with transaction(space.engine) as connection:
         valid, ready, size_bytes = connection.execute(_VALIDITY, {"table": space.table.name, "name": name}).one()
     return IndexStatus(name, size, cutoff, rows, size_bytes, valid, ready, built, seconds)

@@ -216,6 +216,12 @@ class EmbeddingSpace:
             kept = connection.scalar(select(func.count()).select_from(Image).where(Image.sample_key <= cutoff))
         return embedded or 0, kept or 0
 
+    def vectors(self, cutoff: int) -> int:
+        """How many vectors there are up to a sample key, also of images that left the catalogue."""
+        count = select(func.count()).select_from(self.table).where(self.table.c.sample_key <= cutoff)
+        with transaction(self.engine) as connection:
+            return connection.scalar(count) or 0
+
     def check_norms(self, first: int, last: int, tolerance: float) -> NormCheck:
         """The lengths of the vectors of a range of sample keys; a NaN cannot be stored, the type refuses it."""
         norm = func.vector_norm(self.table.c.embedding)
