@@ -14,7 +14,7 @@ demo: $(VENV)/.installed ## the whole pipeline on a drawn sample archive
 test: $(VENV)/.installed ## every test
 	$(PYTEST)
 
-test-fast: $(VENV)/.installed ## those that start no processes of their own
+test-fast: $(VENV)/.installed ## without whole runs, and processes that are waited for
 	$(PYTEST) -m "not slow"
 
 lint: $(VENV)/.installed ## ruff and mypy

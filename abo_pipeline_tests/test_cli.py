@@ -21,6 +21,8 @@ from abo_pipeline.catalog import member_name
 from abo_pipeline.sample import SMALL_CLIP, draw_sample
 from abo_pipeline_tests.archives import jpeg, write_images, write_tar
 
+pytestmark = pytest.mark.slow
+
 Abo = Callable[..., tuple[int, str, str]]
 
 ABO = Path(sys.executable).with_name("abo")

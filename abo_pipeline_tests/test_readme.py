@@ -59,6 +59,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sample, database_url: 
     return tmp_path
 
 
+@pytest.mark.slow
 def test_every_abo_command_and_the_snippet_run(home, monkeypatch):
     shown = commands("abo")
     # The README begins with searches of what `make demo` has made; here the runs come first.
@@ -92,6 +93,7 @@ def test_every_setting_is_in_the_table_with_its_meaning():
     assert rows == {f"ABO_{name.upper()}": field.description for name, field in Settings.model_fields.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("home")
 def test_every_abo_command_of_the_operations_page_runs(monkeypatch):
     shown = commands("abo", OPERATIONS)

@@ -15,6 +15,8 @@ from abo_pipeline.store import open_store
 from abo_pipeline_tests.archives import jpeg, write_images
 from abo_pipeline_tests.fakes import ColourEncoder
 
+pytestmark = pytest.mark.slow
+
 SQUARES = {f"aa/{n:02}.jpg": jpeg((n * 8, 100, 0)) for n in range(30)} | {"bb/bad.jpg": b"bad"}
 
 

@@ -23,6 +23,8 @@ from abo_pipeline_tests.archives import jpeg, write_images
 from abo_pipeline_tests.defs.conftest import materialize, materialize_all
 from abo_pipeline_tests.fakes import ColourEncoder
 
+pytestmark = pytest.mark.slow
+
 KEYS = [f"{number:02}of8" for number in range(8)]
 
 Tick = Callable[[str], list[str] | str]

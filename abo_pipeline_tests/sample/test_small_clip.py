@@ -11,6 +11,8 @@ from abo_pipeline.sample import SMALL_CLIP
 from abo_pipeline.sample.drawing import Subject, draw_product
 from abo_pipeline.sample.train import DIMENSION, Plan, main, measure, train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _offline():

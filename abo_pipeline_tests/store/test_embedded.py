@@ -22,6 +22,8 @@ from abo_pipeline.errors import StoreError
 from abo_pipeline.store import embedded
 from abo_pipeline.store.embedded import EmbeddedServer
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).resolve().parents[2]
 START = """
 import sys
