@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 DEMO_CATALOGUE = "demo"
 DEMO_SIZES = "100,300,1000"
 DEMO_PARTITIONS = 16
+DEMO_EXACT_BELOW = 200
+"""Less than is sensible, so that two of the demo's sizes show what an index does."""
 DEMO_SEARCHES = ("red leather office chair", "a pair of brown boots")
 DEMO_QUERIES = (
     "red leather office chair",
@@ -98,6 +100,7 @@ def demo() -> None:
         sizes=DEMO_SIZES,
         partitions=DEMO_PARTITIONS,
         queries=DEMO_QUERIES,
+        exact_below=DEMO_EXACT_BELOW,
     )
     _run(settings)
     for text in DEMO_SEARCHES:

@@ -6,7 +6,7 @@ for ``store.nearest``; grids over several sizes are for ``report``.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -156,4 +156,5 @@ def _open_picture(path: Path, settings: Settings) -> Image.Image:
 def _hit(rank: int, neighbour: Neighbour) -> Hit:
     # A cosine computed from rounded numbers may come out a hair beyond its bounds.
     similarity = float(np.clip(neighbour.similarity, -1.0, 1.0))
-    return Hit(rank, **(asdict(neighbour) | {"similarity": similarity}))
+    known = {field.name: getattr(neighbour, field.name) for field in fields(Hit) if field.name != "rank"}
+    return Hit(rank, **(known | {"similarity": similarity}))

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -149,6 +149,20 @@ class Settings(BaseSettings):
     )
     reports_url: str = Field(
         "", description="Where a web server shows the folder of reports, for links in Dagster's UI. Unset: file links."
+    )
+    strategy: Literal["exact", "hnsw", "hnsw_float", "ivfflat", "bit", "diskann"] = Field(
+        "hnsw",
+        description="How sizes are indexed: exact (no index), hnsw (half precision), hnsw_float, ivfflat, bit, or "
+        "diskann where the server has pgvectorscale, else hnsw.",
+    )
+    exact_below: int = Field(
+        2_000, ge=0, description="A size of fewer vectors has no index: comparing with all of them is quicker."
+    )
+    recall_target: float = Field(
+        0.99,
+        gt=0,
+        le=1,
+        description="Recall that the effort of searches is raised for, at 10 and at 100 hits, for images and texts.",
     )
     index_memory_mb: int = Field(1024, ge=1, description="At most so much memory for building one vector index.")
     queries: Annotated[tuple[str, ...], NoDecode, _split(";"), AfterValidator(_distinct)] = Field(

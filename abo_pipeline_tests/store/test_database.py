@@ -20,7 +20,17 @@ from abo_pipeline.store.database import database_url as url_of
 from abo_pipeline.store.database import open_engine, transaction
 from abo_pipeline.store.embedded import EmbeddedServer
 
-TABLES = ["failures", "golden_hits", "images", "product_images", "products", "schema_version", "size_indexes", "spaces"]
+TABLES = [
+    "backgrounds",
+    "failures",
+    "golden_hits",
+    "images",
+    "product_images",
+    "products",
+    "schema_version",
+    "size_indexes",
+    "spaces",
+]
 REMEDY = "Check that it runs (`abo doctor`) and that ABO_DATABASE_URL is right; unset it to use the embedded server."
 NO_URL = "ABO_DATABASE_URL is no database URL. It looks like postgresql://USER:PASSWORD@HOST:5432/DATABASE."
 
@@ -101,7 +111,7 @@ def test_a_blank_database_gets_the_extension_and_the_tables(blank):
     server_version, pgvector_version = store.versions()
 
     assert tables(blank) == TABLES
-    assert execute(blank, "SELECT version FROM abo.schema_version") == [(2,)]
+    assert execute(blank, "SELECT version FROM abo.schema_version") == [(3,)]
     assert execute(blank, "SHOW server_version") == [(server_version,)]
     assert execute(blank, "SELECT extversion FROM pg_extension WHERE extname = 'vector'") == [(pgvector_version,)]
     store.engine.dispose()
@@ -130,7 +140,11 @@ def test_a_database_of_the_first_version_is_brought_to_what_a_fresh_one_has(make
     fresh, old = make_blank(), make_blank()
     open_engine(fresh).dispose()
     open_engine(old).dispose()
-    execute(old, "DROP TABLE abo.golden_hits")
+    execute(old, "DROP TABLE abo.golden_hits, abo.backgrounds")
+    execute(old, "DROP INDEX abo.product_images_by_product")
+    for column in ("strategy", "rows", "extension", "efforts", "measured", "measured_at"):
+        execute(old, f"ALTER TABLE abo.size_indexes DROP COLUMN {column}")
+    execute(old, "ALTER TABLE abo.size_indexes ALTER COLUMN index_name SET NOT NULL")
     execute(old, "ALTER TABLE abo.spaces DROP COLUMN changed_at")
     execute(old, "INSERT INTO abo.spaces (name, model, dimension, fingerprint) VALUES ('old', 'm', 3, 'f')")
     execute(old, "UPDATE abo.schema_version SET version = 1")
@@ -138,7 +152,7 @@ def test_a_database_of_the_first_version_is_brought_to_what_a_fresh_one_has(make
     open_engine(old).dispose()
 
     assert columns(old) == columns(fresh)
-    assert execute(old, "SELECT version FROM abo.schema_version") == [(2,)]
+    assert execute(old, "SELECT version FROM abo.schema_version") == [(3,)]
     assert execute(old, "SELECT name, changed_at <= now() FROM abo.spaces") == [("old", True)]
 
 
@@ -157,7 +171,7 @@ def test_four_that_come_first_at_once_all_find_it_fit(make_blank):
         with ThreadPoolExecutor(4) as threads:
             found = [visit.result() for visit in [threads.submit(come, url, start) for _ in range(4)]]
 
-        assert found == [[2]] * 4
+        assert found == [[3]] * 4
         assert tables(url) == TABLES
 
 
@@ -334,7 +348,7 @@ def test_tables_of_a_newer_version_are_left_alone(blank):
     said = refusal(blank)
 
     assert said == (
-        "The database has schema version 7, made by a newer abo_pipeline; this one knows 2. "
+        "The database has schema version 7, made by a newer abo_pipeline; this one knows 3. "
         "Upgrade abo_pipeline, or use another database."
     )
     assert execute(blank, "SELECT version FROM abo.schema_version") == [(7,)]

@@ -17,7 +17,8 @@ from abo_pipeline.store import Store
 from abo_pipeline.store.database import open_engine, transaction
 from abo_pipeline.store.embedded import EmbeddedServer
 from abo_pipeline.store.indexes import build_index
-from abo_pipeline.store.nearest import Neighbour, Scope, explain, first_image, nearest, scope, stored_vector
+from abo_pipeline.store.explain import plan_of
+from abo_pipeline.store.nearest import Ask, Neighbour, Scope, first_image, nearest, scope, stored_vector
 from abo_pipeline.store.spaces import Embedded
 
 DIMENSION = 64
@@ -227,14 +228,14 @@ def test_an_index_finds_what_an_exact_search_finds(library, size, kind):
 def test_the_index_of_the_size_is_what_the_planner_uses(library, size, k):
     within = scope(library.space, size)
 
-    plan = explain(library.space, queries(1)[0], k, within)
+    plan = plan_of(library.space, Ask(queries(1)[0], k, within))
 
     assert f"Index Scan using {within.index_name} on embeddings_clip" in plan
     assert "Seq Scan on embeddings_clip" not in plan
 
 
 def test_an_exact_search_uses_no_vector_index(library):
-    plan = explain(library.space, queries(1)[0], 10, EVERYTHING)
+    plan = plan_of(library.space, Ask(queries(1)[0], 10, EVERYTHING))
 
     assert "hnsw" not in plan
 
