@@ -17,8 +17,8 @@ from abo_pipeline.errors import StoreError
 from abo_pipeline.sampling import LAST_KEY
 from abo_pipeline.store import EmbeddingSpace, Store, indexes
 from abo_pipeline.store.database import open_engine, transaction
-from abo_pipeline.store.indexes import IndexStatus, build_index, drop_sizes_but
 from abo_pipeline.store.explain import plan_of
+from abo_pipeline.store.indexes import IndexStatus, build_index, drop_sizes_but
 from abo_pipeline.store.nearest import Ask, nearest, scope
 from abo_pipeline.store.spaces import Embedded
 

@@ -16,8 +16,8 @@ from abo_pipeline.sampling import LAST_KEY, cutoff, sample_key
 from abo_pipeline.store import Store
 from abo_pipeline.store.database import open_engine, transaction
 from abo_pipeline.store.embedded import EmbeddedServer
-from abo_pipeline.store.indexes import build_index
 from abo_pipeline.store.explain import plan_of
+from abo_pipeline.store.indexes import build_index
 from abo_pipeline.store.nearest import Ask, Neighbour, Scope, first_image, nearest, scope, stored_vector
 from abo_pipeline.store.spaces import Embedded
 
