@@ -12,6 +12,7 @@ The flow, in reading order; each module is one stage and says what stays out of 
    ``embedding``  one partition: what is missing → vectors and failures
 4. ``store``      Postgres: tables, writes, vector indexes, nearest neighbours
 5. ``search``     a text, a picture or a stored image → ``hits``
+   ``web_pictures``  a picture's URL → its bytes, from public addresses alone
 6. ``report``     hits of three sizes → a page, numbers, and ``grids`` of ``pictures``
    ``golden``     hits of fixed queries, beside those of the index build before
 

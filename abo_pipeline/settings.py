@@ -82,6 +82,14 @@ def _ascending(sizes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted(set(sizes)))
 
 
+def _hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
+    """In the spelling that URLs are brought into, without which none would ever match."""
+    hosts = tuple(host.lower() for host in hosts)
+    if not all(re.fullmatch(r"([a-z0-9._-]*[a-z0-9_-]|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", host) for host in hosts):
+        raise ValueError("a host is written like pictures.intranet, 10.0.0.5:8080 or [fd00::5], and é as xn--")
+    return hosts
+
+
 def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(values))
 
@@ -157,6 +165,18 @@ class Settings(BaseSettings):
         description="The report's queries, separated by ';'. 'like:ID' means a stored image, 'like:' the first one.",
     )
     report_k: int = Field(5, ge=1, le=50, description="Pictures a row in the report.")
+    url_timeout: float = Field(
+        10,
+        gt=0,
+        le=600,
+        allow_inf_nan=False,
+        description="Seconds that fetching a picture to search by from its URL may take in all.",
+    )
+    url_hosts: Annotated[tuple[str, ...], NoDecode, _split(","), AfterValidator(_hosts)] = Field(
+        (),
+        description="Hosts that such a picture may come from though their addresses are private, separated by ',': "
+        "pictures.intranet, or host:port for one port alone.",
+    )
 
     @field_validator("state_dir")
     @classmethod
@@ -311,5 +331,5 @@ def _explain(error: ValidationError) -> str:
 
 def _explain_one(location: Sequence[int | str], details: Any) -> str:
     variable = f"ABO_{str(location[0]).upper()}"
-    shown = ":" if "_url" in variable.lower() else f" has value {details['input']!r}:"
+    shown = ":" if variable.endswith("_URL") else f" has value {details['input']!r}:"
     return f"{variable}{shown} {details['msg'].removeprefix('Value error, ')}."
