@@ -94,6 +94,12 @@ def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(values))
 
 
+def _prompts(prompts: tuple[str, ...]) -> tuple[str, ...]:
+    if any(prompt.count("{}") != 1 for prompt in prompts):
+        raise ValueError("each prompt holds {} once, where the text goes")
+    return _distinct(prompts)
+
+
 class Settings(BaseSettings):
     """What a run of the pipeline is told; immutable.
 
@@ -162,9 +168,16 @@ class Settings(BaseSettings):
     queries: Annotated[tuple[str, ...], NoDecode, _split(";"), AfterValidator(_distinct)] = Field(
         PRODUCT_QUERIES,
         min_length=1,
-        description="The report's queries, separated by ';'. 'like:ID' means a stored image, 'like:' the first one.",
+        description="The report's queries, separated by ';', written as for `abo search`. 'like:ID' means a stored "
+        "image, 'like:' the first one.",
     )
     report_k: int = Field(5, ge=1, le=50, description="Pictures a row in the report.")
+    prompts: Annotated[tuple[str, ...], NoDecode, _split(";"), AfterValidator(_prompts)] = Field(
+        ("{}",),
+        min_length=1,
+        description="What the model is told of a text, which takes the place of {}: 'a photo of {}'. Of several, "
+        "separated by ';', the mean counts.",
+    )
     url_timeout: float = Field(
         10,
         gt=0,
