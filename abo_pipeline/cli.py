@@ -23,7 +23,8 @@ from abo_pipeline.errors import AboError, QueryError, SettingsError
 from abo_pipeline.settings import PROJECT_ROOT, Settings
 
 if TYPE_CHECKING:
-    from abo_pipeline.hits import Hits, Query
+    from abo_pipeline.hits import Hits
+    from abo_pipeline.queries import Query
     from abo_pipeline.report import Coverage
     from abo_pipeline.sample import Sample
 
@@ -203,8 +204,11 @@ def retry_failures() -> None:
 
 @cli.command()
 @click.argument("text", required=False)
-@click.option("--image", type=click.Path(path_type=Path), metavar="FILE", help="Search by a picture.")
-@click.option("--like", metavar="ID", help="Search by a stored image.")
+@click.option("--image", type=click.Path(path_type=Path), multiple=True, metavar="FILE", help="Search by a picture.")
+@click.option("--url", multiple=True, metavar="URL", help="Search by a picture in the web.")
+@click.option("--like", multiple=True, metavar="ID", help="Search by a stored image.")
+@click.option("--plus", multiple=True, metavar="TEXT", help="What hits are to be like as well.")
+@click.option("--minus", multiple=True, metavar="TEXT", help="What hits are to be unlike.")
 @click.option("-k", default=10, show_default=True, help="How many hits.")
 @click.option("--size", type=int, metavar="N", help="Among so many images. Default: the largest indexed size.")
 @click.option("--min-similarity", type=float, metavar="COSINE", help="Leave out hits below this, -1 to 1.")
@@ -212,18 +216,26 @@ def retry_failures() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the hits as JSON.")
 def search(
     text: str | None,
-    image: Path | None,
-    like: str | None,
+    image: tuple[Path, ...],
+    url: tuple[str, ...],
+    like: tuple[str, ...],
+    plus: tuple[str, ...],
+    minus: tuple[str, ...],
     grid: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Find images by a TEXT, by a picture, or by a stored image."""
-    from abo_pipeline.hits import one_query
+    """Find images by a TEXT, by a picture, by a stored image, or by several of them together.
+
+    The flags that say what to search by may be repeated and combined. A mix may also be written as the TEXT, with
+    weights if need be: '"red shoe" + like:ID - 0.5*"heel"', with terms "…", like:ID, image:FILE and url:URL.
+    """
+    from abo_pipeline.queries import one_query
 
     if grid is not None:
         _check_grid(grid)
-    hits, coverage = _search(Settings.last(), one_query(text, image, like), grid=grid, **options)
+    query = one_query(text, images=image, urls=url, likes=like, plus=plus, minus=minus)
+    hits, coverage = _search(Settings.last(), query, grid=grid, **options)
     if as_json:
         click.echo(json.dumps(hits.as_json(), indent=1, ensure_ascii=False))
         return
@@ -402,8 +414,10 @@ def _print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def _print_hits(hits: Hits, coverage: Coverage | None) -> None:
+    from abo_pipeline.queries import shown
+
     among = f", among {coverage.size:,} images ({coverage})" if coverage else ""
-    table = Table(title=escape(f"{hits.query}{among}"), title_justify="left", box=None, pad_edge=False)
+    table = Table(title=escape(f"{shown(hits.query)}{among}"), title_justify="left", box=None, pad_edge=False)
     table.add_column("", justify="right")
     table.add_column("similarity", justify="right")
     table.add_column("image")

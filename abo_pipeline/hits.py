@@ -1,73 +1,38 @@
-"""What is asked and what comes back: queries and hits, as plain values.
+"""What comes back from a search: hits, as plain values.
 
-How a hit is found is for ``search``; how it is shown, for ``grids`` and the command line.
+What is asked is in ``queries``, and can be imported from here too. How a hit is found is for ``search``; how it is
+shown, for ``grids`` and the command line.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, overload
 
-from abo_pipeline.errors import QueryError
+from abo_pipeline.queries import (
+    ImageQuery,
+    LikeQuery,
+    MixQuery,
+    Part,
+    Query,
+    TextQuery,
+    UrlQuery,
+    one_query,
+    parse_query,
+)
 
-LIKE = "like:"
-
-
-@dataclass(frozen=True)
-class TextQuery:
-    """A phrase such as "red leather office chair"."""
-
-    text: str
-
-    def __str__(self) -> str:
-        return self.text
-
-
-@dataclass(frozen=True)
-class ImageQuery:
-    """A picture in a file."""
-
-    path: Path
-
-    def __str__(self) -> str:
-        return f"picture {self.path.name}"
-
-
-@dataclass(frozen=True)
-class LikeQuery:
-    """A stored image: "more like this"."""
-
-    image_id: str
-
-    def __str__(self) -> str:
-        return f"{LIKE}{self.image_id}"
-
-
-Query = TextQuery | ImageQuery | LikeQuery
-
-
-def one_query(text: str | None, image: Path | str | None, like: str | None) -> Query:
-    """The one query that is asked for.
-
-    Raises:
-        QueryError: none is, or several are.
-    """
-    given: list[Query] = []
-    if text is not None:
-        given.append(TextQuery(text))
-    if image is not None:
-        given.append(ImageQuery(Path(image)))
-    if like is not None:
-        given.append(LikeQuery(like))
-    if len(given) != 1:
-        raise QueryError(f"Give exactly one of a text, a picture and a stored image; {len(given)} were given.")
-    return given[0]
-
-
-def parse_query(text: str) -> TextQuery | LikeQuery:
-    """A query as a setting holds it: ``like:ID`` means a stored image, anything else is a text."""
-    text = text.strip()
-    return LikeQuery(text.removeprefix(LIKE).strip()) if text.startswith(LIKE) else TextQuery(text)
+__all__ = [
+    "Hit",
+    "Hits",
+    "ImageQuery",
+    "LikeQuery",
+    "MixQuery",
+    "Part",
+    "Query",
+    "TextQuery",
+    "UrlQuery",
+    "one_query",
+    "parse_query",
+]
 
 
 @dataclass(frozen=True)

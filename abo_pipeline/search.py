@@ -1,7 +1,7 @@
-"""Search: a text, a picture or a stored image → the most similar stored images.
+"""Search: a text, a picture, a stored image or a mix of them → the most similar stored images.
 
-A query becomes a unit vector here, and rows of the store become hits that a person can read. Which rows are nearest is
-for ``store.nearest``; grids over several sizes are for ``report``.
+Rows of the store become hits here that a person can read. How a query becomes a vector is for ``query_vectors``, which
+rows are nearest for ``store.nearest``; grids over several sizes are for ``report``.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
-from abo_pipeline.decoding import decode
-from abo_pipeline.encoder import Encoder, Vectors
-from abo_pipeline.errors import ImageError, QueryError
+from abo_pipeline.encoder import Encoder
+from abo_pipeline.errors import QueryError
 from abo_pipeline.grids import row_figure
-from abo_pipeline.hits import Hit, Hits, ImageQuery, LikeQuery, Query, TextQuery
+from abo_pipeline.hits import Hit, Hits
 from abo_pipeline.pictures import Pictures
+from abo_pipeline.queries import ImageQuery, LikeQuery, MixQuery, Part, Query, TextQuery
+from abo_pipeline.query_vectors import QueryVector, QueryVectors
 from abo_pipeline.sampling import LAST_KEY
 from abo_pipeline.settings import Settings
 from abo_pipeline.store import EmbeddingSpace, Store
-from abo_pipeline.store.nearest import Neighbour, first_image, nearest, scope, stored_vector
+from abo_pipeline.store.nearest import Neighbour, first_image, nearest, scope
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,7 +66,8 @@ class ImageSearch:
         """The k stored images most similar to a query, or all there are.
 
         Args:
-            query: a text, a path of a picture, or a ``Query``. A stored image is never among its own hits.
+            query: a text as it stands, a path of a picture, or a ``Query``; ``parse_query`` makes one of an expression
+                such as ``'"red shoe" - "heel"'``. Stored images that it is made from are never among its hits.
             k: how many hits, at least 1.
             size: search among so many images of the catalogue only; by default the largest size that is indexed.
             min_similarity: leave out hits below this cosine.
@@ -98,59 +99,27 @@ class ImageSearch:
         """The photographs that hits can be shown with."""
         return Pictures.of(self.settings)
 
-    def _vector(self, query: Query) -> tuple[Vectors, list[str], tuple[str, ...]]:
+    def _vector(self, query: Query) -> QueryVector:
         """The query's unit vector, the stored images that it was made from, and warnings."""
-        match query:
-            case TextQuery(text):
-                _check_characters(text)
-                if not text.strip():
-                    raise QueryError("The query is empty. Say what to look for, such as: red leather office chair.")
-                cut = self._encoder.truncates(text)
-                warnings = ("The text is longer than the model reads; its end was ignored.",) if cut else ()
-                return self._encoder.encode_texts([text])[0], [], warnings
-            case ImageQuery(path):
-                return self._encoder.encode_images([_open_picture(path, self.settings)])[0], [], ()
-            case LikeQuery(image_id):
-                _check_characters(image_id)
-                vector = stored_vector(self.space, image_id)
-                if vector is None:
-                    raise QueryError(
-                        f"No image {image_id!r} is embedded in space {self.space.name}. "
-                        "Ids are in the results of a search, and in the first column of images.csv.gz."
-                    )
-                return vector, [image_id], ()
+        return QueryVectors(self.space, self._encoder, self.settings).of(query)
 
 
-def stands_for(space: EmbeddingSpace, query: TextQuery | LikeQuery) -> TextQuery | LikeQuery:
+def stands_for(space: EmbeddingSpace, query: Query) -> Query:
     """A query of the settings with ``like:`` filled in: the first image, a member of every size."""
-    return LikeQuery(first_image(space) or "") if query == LikeQuery("") else query
+    match query:
+        case LikeQuery(""):
+            return LikeQuery(first_image(space) or "")
+        case MixQuery(parts) if LikeQuery("") in (part.query for part in parts):
+            first = LikeQuery(first_image(space) or "")
+            return MixQuery(tuple(Part(p.weight, first if p.query == LikeQuery("") else p.query) for p in parts))
+        case _:
+            return query
 
 
 def _as_query(query: str | Path | Query) -> Query:
     if isinstance(query, str):
         return TextQuery(query)
     return ImageQuery(query) if isinstance(query, Path) else query
-
-
-def _check_characters(text: str) -> None:
-    """Refuse what neither the model nor Postgres can take: a shell may hand over bytes that are no text."""
-    if "\x00" in text or text.encode(errors="ignore").decode() != text:
-        raise QueryError("The query holds bytes that are no text in UTF-8.")
-
-
-def _open_picture(path: Path, settings: Settings) -> Image.Image:
-    try:
-        size = path.stat().st_size
-        if not path.is_file():
-            raise QueryError(f"The picture {path} is no file.")
-        if size > settings.max_file_bytes:
-            limit = f"{settings.max_file_bytes:,} (ABO_MAX_FILE_BYTES)"
-            raise QueryError(f"The picture {path} has {size:,} bytes, and the limit is {limit}.")
-        return decode(path.read_bytes(), max_pixels=settings.max_pixels)
-    except OSError as error:
-        raise QueryError(f"The picture {path} cannot be read: {error.strerror}.") from None
-    except ImageError as error:
-        raise QueryError(f"The picture {path} cannot be used: {error}.") from None
 
 
 def _hit(rank: int, neighbour: Neighbour) -> Hit:

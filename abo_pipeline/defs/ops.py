@@ -19,8 +19,9 @@ from abo_pipeline.embedding import refuse_too_many_failures
 from abo_pipeline.encoder import Encoder
 from abo_pipeline.errors import FailuresError
 from abo_pipeline.grids import thumbnail
-from abo_pipeline.hits import Hit, Hits, Query, one_query
+from abo_pipeline.hits import Hit, Hits
 from abo_pipeline.pools import ENCODER_POOL
+from abo_pipeline.queries import Query, one_query, shown
 from abo_pipeline.sampling import partition_keys, partition_range, partition_starts
 from abo_pipeline.search import ImageSearch
 from abo_pipeline.settings import Settings
@@ -28,11 +29,17 @@ from abo_pipeline.store import Store
 
 
 class SearchConfig(dg.Config):
-    """A search, as the launchpad asks for it: exactly one of text, image and like."""
+    """A search, as the launchpad asks for it: by a text, image, url or like, or by several of them together."""
 
-    text: str | None = Field(default=None, description="What to look for, such as: red leather office chair")
+    text: str | None = Field(
+        default=None,
+        description='What to look for, such as: red leather office chair, or a mix: "red shoe" + like:ID - "heel"',
+    )
     image: str | None = Field(default=None, description="Path of a picture to find alike ones of")
+    url: str | None = Field(default=None, description="URL of a picture to find alike ones of")
     like: str | None = Field(default=None, description="image_id of a stored image to find alike ones of")
+    plus: list[str] = Field(default=[], description="Further texts that hits are to be like")
+    minus: list[str] = Field(default=[], description="Texts that hits are to be unlike")
     k: int = Field(default=10, description="How many hits")
     size: int | None = Field(
         default=None, description="Search among so many images; unset for the largest indexed size"
@@ -40,12 +47,19 @@ class SearchConfig(dg.Config):
     min_similarity: float | None = Field(default=None, description="Leave out hits below this cosine")
 
     def query(self) -> Query:
-        """The one query that is asked for.
+        """The one query that is asked for, or the mix of all that are.
 
         Raises:
-            QueryError: none is, or several are.
+            QueryError: none is, or too many are.
         """
-        return one_query(self.text, self.image, self.like)
+        return one_query(
+            self.text,
+            images=_given(self.image),
+            urls=_given(self.url),
+            likes=_given(self.like),
+            plus=self.plus,
+            minus=self.minus,
+        )
 
 
 @dg.op(out=dg.Out(io_manager_key="in_memory"))
@@ -65,7 +79,7 @@ def search_images(
         context.add_output_metadata(
             {
                 "hits": table([_shown(hit) for hit in hits]),
-                "pictures": picture(thumbnail(search.display(_first(hits))), str(hits.query)),
+                "pictures": picture(thumbnail(search.display(_first(hits))), shown(hits.query)),
                 "count": len(hits),
             }
         )
@@ -121,6 +135,10 @@ def partitions_with_failures(store: Store, settings: Settings) -> list[str]:
     accounts = store.accounts(settings.space_name, partition_starts(settings.partitions))
     keys = partition_keys(settings.partitions)
     return [key for key, account in zip(keys, accounts, strict=True) if account.failed]
+
+
+def _given(value: str | None) -> list[str]:
+    return [] if value is None else [value]
 
 
 def _shown(hit: Hit) -> dict[str, Any]:

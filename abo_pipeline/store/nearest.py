@@ -388,3 +388,10 @@ _DESCRIBED = """
 """
 """A picture may be listed for thousands of products: it is described by one for which it is the main image, if any,
 and among those by the first."""
+
+
+def stored_with_digest(space: EmbeddingSpace, digest: str) -> list[str]:
+    """The images of the catalogue whose files have this digest, as ``archive.digest_of`` gives it; by image_id."""
+    query = select(Image.image_id).where(Image.digest == digest).order_by(Image.image_id)
+    with transaction(space.engine) as connection:
+        return list(connection.scalars(query))
