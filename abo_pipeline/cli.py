@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from abo_pipeline.hits import Hits, Query
     from abo_pipeline.report import Coverage
     from abo_pipeline.sample import Sample
+    from abo_pipeline.store import SpaceSummary
 
 # Dagster, polars and the rest are imported by the commands that use them: `abo --help` and an error in a flag come at
 # once.
@@ -46,6 +47,9 @@ DEMO_QUERIES = (
     "striped shirt",
     "like:",
 )
+
+_NUMBERS = ("images", "vectors", "failed", "pending", "MB")
+"""Columns of tables that are aligned to the right, and stay whole where a terminal is narrow."""
 
 _GRID_TYPES = (".png", ".jpg", ".svg", ".pdf")
 
@@ -72,6 +76,13 @@ class _Command(click.Command):
 class _Group(click.Group):
     command_class = _Command
     group_class = type
+
+
+class _CommandGroup(_Command, _Group):
+    """A group that does something itself if it is given no command."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, invoke_without_command=True, **kwargs)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -205,6 +216,7 @@ def retry_failures() -> None:
 @click.option("-k", default=10, show_default=True, help="How many hits.")
 @click.option("--size", type=int, metavar="N", help="Among so many images. Default: the largest indexed size.")
 @click.option("--min-similarity", type=float, metavar="COSINE", help="Leave out hits below this, -1 to 1.")
+@click.option("--space", metavar="NAME", help="In this embedding space. Default: what `abo spaces use` has set.")
 @click.option("--grid", type=click.Path(path_type=Path), metavar="PNG", help="Write the hits as a row of pictures.")
 @click.option("--json", "as_json", is_flag=True, help="Print the hits as JSON.")
 def search(
@@ -227,6 +239,66 @@ def search(
     _print_hits(hits, coverage)
     if grid is not None:
         out.print(f"pictures: {escape(str(grid))}")
+
+
+@cli.group(cls=_CommandGroup)
+@click.option("--json", "as_json", is_flag=True, help="Print the spaces as JSON.")
+@click.pass_context
+def spaces(context: click.Context, as_json: bool) -> None:
+    """List the embedding spaces: a model's vectors each, side by side; switch which one searches use."""
+    if context.invoked_subcommand is not None:
+        return
+    from abo_pipeline.store import opened_store
+    from abo_pipeline.terminal import space_rows
+
+    with opened_store(Settings.last()) as store:
+        found = store.spaces()
+    if as_json:
+        click.echo(json.dumps([asdict(space) for space in found], indent=1, default=str))
+    elif not found:
+        out.print("no spaces yet: `abo run` (or `abo demo`) makes the first")
+    else:
+        _print_table(*space_rows(found))
+
+
+@spaces.command(cls=_Command)
+@click.argument("name")
+def use(name: str) -> None:
+    """Have searches use the space NAME from now on."""
+    from abo_pipeline.store import opened_store
+
+    with opened_store(Settings.last()) as store:
+        before = store.switch_default(name)
+    if before == name:
+        out.print(f"searches use {name} already")
+    else:
+        out.print(f"searches use {name} now" + (f", and used {before} before: `abo spaces back`" if before else ""))
+
+
+@spaces.command(cls=_Command)
+def back() -> None:
+    """Have searches use the space again that they used before."""
+    from abo_pipeline.store import opened_store
+
+    with opened_store(Settings.last()) as store:
+        out.print(f"searches use {store.switch_back()} again")
+
+
+@spaces.command(cls=_Command)
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def drop(name: str, yes: bool) -> None:
+    """Remove the space NAME: its vectors, indexes and records. Images and products stay."""
+    from abo_pipeline.store import opened_store
+
+    with opened_store(Settings.last()) as store:
+        # One that is not there, or must stay, is refused without a question.
+        there = next((space for space in store.spaces() if space.name == name and not space.is_default), None)
+        if there and not yes and not _may_go(there):
+            out.print("nothing was dropped")
+            return
+        store.drop_space(name)
+    out.print(f"dropped {name}")
 
 
 @cli.command()
@@ -343,7 +415,7 @@ def _run(
 ) -> None:
     """Check what is cheap to check, then run."""
     from abo_pipeline.encoder import where_is
-    from abo_pipeline.runner import ASSETS, run_pipeline
+    from abo_pipeline.runner import ASSETS, run_pipeline, space_searched_instead
     from abo_pipeline.terminal import TerminalProgress
 
     if until is not None and until not in ASSETS:
@@ -360,6 +432,21 @@ def _run(
             allow_removal=allow_removal,
             until=until or ASSETS[-1],
         )
+        if other := space_searched_instead(settings):
+            name = settings.space_name
+            progress.say("space", f"embedded into {name}, while searches use {other}. To switch: abo spaces use {name}")
+
+
+def _may_go(space: SpaceSummary) -> bool:
+    """Ask whether a space may be dropped.
+
+    Raises:
+        SettingsError: there is nobody to ask.
+    """
+    if not sys.stdin.isatty():
+        raise SettingsError(f"There is nobody to ask whether space {space.name} may be dropped: say so with --yes.")
+    size = f"{(space.table_bytes + space.index_bytes) / 1e6:,.1f} MB"
+    return click.confirm(f"Drop space {space.name}, {space.vectors:,} vectors of {space.model}, {size}?")
 
 
 def _check_grid(grid: Path) -> None:
@@ -371,15 +458,13 @@ def _check_grid(grid: Path) -> None:
 
 
 def _search(
-    settings: Settings, query: str | Query, *, grid: Path | None = None, **options: Any
+    settings: Settings, query: str | Query, *, grid: Path | None = None, space: str | None = None, **options: Any
 ) -> tuple[Hits, Coverage | None]:
     """Hits, and how much of the size that was searched is embedded."""
-    from abo_pipeline.encoder import encoder_from
     from abo_pipeline.report import coverage_of
-    from abo_pipeline.search import ImageSearch
-    from abo_pipeline.store import open_store
+    from abo_pipeline.search import open_search
 
-    image_search = ImageSearch(open_store(settings), encoder_from(settings), settings)
+    image_search = open_search(settings, space=space)
     hits = image_search(query, **options)
     if grid:
         try:
@@ -392,7 +477,8 @@ def _search(
 def _print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     table = Table(box=None, pad_edge=False)
     for column in columns:
-        table.add_column(column, justify="right" if column == "images" else "left")
+        is_number = column in _NUMBERS
+        table.add_column(column, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
     out.print(table)

@@ -105,12 +105,14 @@ class Hits(Sequence[Hit]):
         query: as asked.
         size: MAX_IMAGES that was searched; fewer images may be there. None for all.
         warnings: what to know about the answer, such as a text that was cut.
+        space: the embedding space that all hits come from.
     """
 
     query: Query
     hits: tuple[Hit, ...]
     size: int | None
     warnings: tuple[str, ...] = ()
+    space: str | None = None
 
     @overload
     def __getitem__(self, index: int) -> Hit: ...
@@ -132,4 +134,5 @@ class Hits(Sequence[Hit]):
             "size": self.size,
             "warnings": list(self.warnings),
             "hits": [asdict(hit) for hit in self.hits],
+            "space": self.space,
         }

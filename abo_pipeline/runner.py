@@ -28,6 +28,7 @@ from abo_pipeline.local_launcher import PROCESS_TAG, this_process
 from abo_pipeline.plan import Plan
 from abo_pipeline.pools import make_pools
 from abo_pipeline.sampling import partition_keys, partition_starts
+from abo_pipeline.search import searched_space
 from abo_pipeline.settings import PROJECT_ROOT, Settings
 from abo_pipeline.store.spaces import Account
 
@@ -134,6 +135,14 @@ def run_pipeline(
                 config = {"allow_removal": allow_removal} if asset == "image_paths" else None
                 progress.finished(asset, _materialize(definitions, instance, asset, config=config))
         settings.remember()
+
+
+def space_searched_instead(settings: Settings) -> str | None:
+    """The space that searches use, if a run's is another one and holds something; None if there is nothing to say."""
+    with StoreResource(settings).opened() as store:
+        name = searched_space(store, settings)
+        (account,) = store.accounts(settings.space_name, [0])
+    return name if name != settings.space_name and account.embedded else None
 
 
 def retry_failures(settings: Settings, progress: PipelineProgress, **resource_overrides: Any) -> None:

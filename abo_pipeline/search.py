@@ -6,6 +6,7 @@ for ``store.nearest``; grids over several sizes are for ``report``.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -15,14 +16,14 @@ import numpy as np
 from PIL import Image
 
 from abo_pipeline.decoding import decode
-from abo_pipeline.encoder import Encoder, Vectors
-from abo_pipeline.errors import ImageError, QueryError
+from abo_pipeline.encoder import ClipEncoder, Encoder, Vectors, encoder_from
+from abo_pipeline.errors import ImageError, ModelError, QueryError
 from abo_pipeline.grids import row_figure
 from abo_pipeline.hits import Hit, Hits, ImageQuery, LikeQuery, Query, TextQuery
 from abo_pipeline.pictures import Pictures
 from abo_pipeline.sampling import LAST_KEY
 from abo_pipeline.settings import Settings
-from abo_pipeline.store import EmbeddingSpace, Store
+from abo_pipeline.store import EmbeddingSpace, Store, open_store
 from abo_pipeline.store.nearest import Neighbour, first_image, nearest, scope, stored_vector
 
 if TYPE_CHECKING:
@@ -37,22 +38,27 @@ class ImageSearch:
             print(hit.rank, hit.similarity, hit.caption)
         search.display(search("red shoe", k=5)).savefig("red-shoe.png")
 
+    It stays with its space, whatever others are made the default meanwhile. ``open_search`` finds space and model by
+    itself.
+
     Args:
         store: where the vectors are.
         encoder: the model they were made with.
         settings: name the embedding space, and the archive for ``display``; by default those of the last run.
+        space: another embedding space than the settings name.
 
     Raises:
         QueryError: nothing has been embedded into the space yet.
         StoreError: the space was made with another model.
+        ModelError: the encoder's model cannot be had.
     """
 
-    def __init__(self, store: Store, encoder: Encoder, settings: Settings | None = None) -> None:
+    def __init__(
+        self, store: Store, encoder: Encoder, settings: Settings | None = None, *, space: str | None = None
+    ) -> None:
         self.settings = settings or Settings.last()
-        name = self.settings.space_name
-        if store.find_space(name) is None:
-            raise QueryError(f"Nothing has been embedded into space {name} yet. Run `abo run` (or `abo demo`) first.")
-        self.space: EmbeddingSpace = store.open_space(name, encoder)
+        self.space: EmbeddingSpace = _existing_space(store, space or self.settings.space_name)
+        self.space.require_encoder(encoder)
         self._encoder = encoder
 
     def __call__(
@@ -87,7 +93,7 @@ class ImageSearch:
         hits = tuple(_hit(rank, neighbour) for rank, neighbour in enumerate(found, start=1))
         if min_similarity is not None:
             hits = tuple(hit for hit in hits if hit.similarity >= min_similarity)
-        return Hits(query, hits, within.size, warnings)
+        return Hits(query, hits, within.size, warnings, self.space.name)
 
     def display(self, hits: Hits) -> Figure:
         """The hits as one row of pictures, each with its similarity and caption."""
@@ -119,6 +125,99 @@ class ImageSearch:
                         "Ids are in the results of a search, and in the first column of images.csv.gz."
                     )
                 return vector, [image_id], ()
+
+
+def open_search(settings: Settings | None = None, *, space: str | None = None) -> ImageSearch:
+    """A search of the space that is asked for, with the model that it was made with; the model is loaded when needed.
+
+        search = open_search()
+        search("red shoe", k=5)
+
+    Args:
+        settings: name the database and the archive; by default those of the last run.
+        space: an embedding space; by default the one that ``searched_space`` says.
+
+    Raises:
+        QueryError: nothing has been embedded into the space yet, or there is no such space.
+        ModelError: the model that it was made with cannot be had.
+        StoreError: that model has changed since, or the database does not answer.
+    """
+    settings = settings or Settings.last()
+    store = open_store(settings)
+    try:
+        return search_in(store, settings, space=space)
+    except BaseException:
+        store.engine.dispose()
+        raise
+
+
+def search_in(
+    store: Store, settings: Settings, *, space: str | None = None, encoder: Encoder | None = None
+) -> ImageSearch:
+    """As ``open_search``, in a store that is open.
+
+    Args:
+        store: where the vectors are.
+        settings: name the archive and the device.
+        space: an embedding space; by default the one that ``searched_space`` says.
+        encoder: one that is there already, and is used if the space was made with its model.
+    """
+    name = space or searched_space(store, settings)
+    found = _existing_space(store, name)
+    return ImageSearch(store, encoder_of(found, settings, encoder), settings, space=name)
+
+
+def searched_space(store: Store, settings: Settings) -> str:
+    """The space that a search uses if it is not told: what ABO_SPACE says, else the default of the catalogue.
+
+    Not the settings' own, which is the one that the last run embedded into; only before anything is embedded.
+    """
+    return Settings.read().space or store.default_space() or settings.space_name
+
+
+def encoder_of(space: EmbeddingSpace, settings: Settings, encoder: Encoder | None = None) -> Encoder:
+    """The model that a space was made with.
+
+    If it is not where it was then, or not as it was, the one that the settings name will do if it gives the same
+    vectors: a folder may have been moved, and ABO_MODEL says where to. Whether what is returned fits the space is for
+    ``EmbeddingSpace.require_encoder``.
+
+    Args:
+        space: made with which model.
+        settings: name the device, and another model.
+        encoder: one that is there already, instead of the settings' model.
+
+    Raises:
+        ModelError: the model cannot be had.
+    """
+    other = encoder or encoder_from(settings)
+    own = other if other.model == space.model else ClipEncoder(space.model, settings.device)
+    try:
+        fits = own.fingerprint == space.fingerprint
+    except ModelError as error:
+        if _has_fingerprint(other, space.fingerprint):
+            return other
+        raise ModelError(
+            f"Space {space.name} is searched with the model that it was made with, {space.model}, and that cannot be "
+            f"had: {error} Put it back, or set ABO_MODEL to where it is now; `abo spaces` lists other spaces."
+        ) from error
+    return other if not fits and _has_fingerprint(other, space.fingerprint) else own
+
+
+def _has_fingerprint(encoder: Encoder, fingerprint: str) -> bool:
+    with suppress(ModelError):
+        return encoder.fingerprint == fingerprint
+    return False
+
+
+def _existing_space(store: Store, name: str) -> EmbeddingSpace:
+    """A space to search. It is not made: only who embeds does that."""
+    space = store.find_space(name)
+    if space is None:
+        others = ", ".join(store.space_names())
+        remedy = f"This catalogue has {others}." if others else "Run `abo run` (or `abo demo`) first."
+        raise QueryError(f"Nothing has been embedded into space {name} yet. {remedy}")
+    return space
 
 
 def stands_for(space: EmbeddingSpace, query: TextQuery | LikeQuery) -> TextQuery | LikeQuery:

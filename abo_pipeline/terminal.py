@@ -5,7 +5,7 @@ Where the output is no terminal, the bars are lines now and then. What a run doe
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -20,6 +20,7 @@ from abo_pipeline.embedding import Tally
 from abo_pipeline.plan import Plan
 from abo_pipeline.runner import PipelineProgress
 from abo_pipeline.settings import Settings
+from abo_pipeline.store import SpaceSummary
 
 _LINE_SECONDS = 10.0
 
@@ -170,6 +171,23 @@ def plan_lines(plan: Plan, settings: Settings) -> list[tuple[str, str]]:
         )
         lines.append(("disk", f"{free / 1e6:,.0f} MB free in {settings.state_dir}{fits}"))
     return lines
+
+
+def space_rows(spaces: Sequence[SpaceSummary]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Spaces as a table: its columns, and its rows."""
+    return ("searches", "space", "vectors", "failed", "pending", "sizes", "MB", "model"), [
+        (
+            "use it" if space.is_default else "used it" if space.is_previous else "",
+            space.name,
+            f"{space.vectors:,}",
+            f"{space.failures:,}",
+            f"{space.pending:,}",
+            " ".join(f"{size:,}" for size in space.sizes),
+            f"{(space.table_bytes + space.index_bytes) / 1e6:,.1f}",
+            space.model,
+        )
+        for space in spaces
+    ]
 
 
 def _archive(metadata: dict[str, Any]) -> str:

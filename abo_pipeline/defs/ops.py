@@ -4,6 +4,7 @@ Searching is one, because a question is not a thing that is kept; so is replayin
 wherever they are.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import dagster as dg
@@ -22,7 +23,7 @@ from abo_pipeline.grids import thumbnail
 from abo_pipeline.hits import Hit, Hits, Query, one_query
 from abo_pipeline.pools import ENCODER_POOL
 from abo_pipeline.sampling import partition_keys, partition_range, partition_starts
-from abo_pipeline.search import ImageSearch
+from abo_pipeline.search import search_in
 from abo_pipeline.settings import Settings
 from abo_pipeline.store import Store
 
@@ -38,6 +39,9 @@ class SearchConfig(dg.Config):
         default=None, description="Search among so many images; unset for the largest indexed size"
     )
     min_similarity: float | None = Field(default=None, description="Leave out hits below this cosine")
+    space: str | None = Field(
+        default=None, description="Embedding space to search; unset for the one that `abo spaces use` set"
+    )
 
     def query(self) -> Query:
         """The one query that is asked for.
@@ -56,9 +60,12 @@ def search_images(
     encoder: dg.ResourceParam[Encoder],
     store: dg.ResourceParam[StoreResource],
 ) -> dict[str, Any]:
-    """The most similar stored images, as a table and a row of pictures in the output's metadata."""
+    """The most similar stored images, as a table and a row of pictures in the output's metadata.
+
+    In the space that searches use by default, whichever the runs of this code location embed into.
+    """
     with store.opened() as opened:
-        search = ImageSearch(opened, encoder, settings)
+        search = search_in(opened, settings, space=config.space, encoder=encoder)
         hits = search(config.query(), config.k, size=config.size, min_similarity=config.min_similarity)
         for warning in hits.warnings:
             context.log.warning(warning)
@@ -67,6 +74,7 @@ def search_images(
                 "hits": table([_shown(hit) for hit in hits]),
                 "pictures": picture(thumbnail(search.display(_first(hits))), str(hits.query)),
                 "count": len(hits),
+                "space": search.space.name,
             }
         )
     return hits.as_json()
@@ -100,7 +108,9 @@ def replay_failures(
         except FailuresError as error:
             refused.append(str(error))
             event = dg.AssetObservation
-        context.log_event(event(EMBEDDINGS, partition=key, metadata=described(tally, reasons, space, encoder)))
+        context.log_event(
+            event(EMBEDDINGS, partition=key, metadata=described(tally, reasons, space, encoder, settings))
+        )
         context.instance.report_runless_asset_event(
             dg.AssetCheckEvaluation(
                 EMBEDDINGS,
@@ -137,4 +147,4 @@ def _shown(hit: Hit) -> dict[str, Any]:
 
 def _first(hits: Hits, count: int = 10) -> Hits:
     """As many as one row of pictures can show."""
-    return Hits(hits.query, hits[:count], hits.size, hits.warnings)
+    return replace(hits, hits=hits[:count])

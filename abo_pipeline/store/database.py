@@ -4,6 +4,7 @@ Everything else of the package gets an engine from here. What the tables are is 
 is run is for ``embedded``.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -23,6 +24,7 @@ OLDEST_PGVECTOR = (0, 8)
 """The first release whose filtered index scans go on until they have found k rows."""
 
 _CONNECT_TIMEOUT = 10
+_EMBEDDINGS = re.compile(r'relation "embeddings_(\w+)" does not exist')
 
 
 def embedded_server(settings: Settings) -> EmbeddedServer:
@@ -114,6 +116,11 @@ def translated(engine: Engine) -> Iterator[None]:
             raise StoreError(
                 f"The database at {where} has no room left on its disk: {_first_line(reason)} Make room there, and run "
                 "again; what was committed is kept."
+            ) from error
+        # Of a space that somebody dropped while another one searched it, or wrote into it.
+        if isinstance(reason, psycopg.errors.UndefinedTable) and (space := _EMBEDDINGS.search(str(reason))):
+            raise StoreError(
+                f"Space {space[1]} has been dropped meanwhile. `abo spaces` lists those that there are."
             ) from error
         # An option of the URL that libpq does not know counts as an error of programming there.
         if isinstance(reason, psycopg.OperationalError) or "connection option" in str(reason):

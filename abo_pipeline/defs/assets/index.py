@@ -4,6 +4,7 @@ import dagster as dg
 import polars as pl
 
 from abo_pipeline.defs.conditions import follow_condition
+from abo_pipeline.defs.history import made_for
 from abo_pipeline.defs.metadata import table
 from abo_pipeline.defs.resources import Progress, StoreResource
 from abo_pipeline.encoder import Encoder
@@ -50,6 +51,7 @@ def embedding_index(
         recalls = {size: recall(space, scope(space, size)) for size in settings.sizes}
     return dg.MaterializeResult(
         metadata={
+            **made_for(settings),
             "indexes": table(
                 [
                     {
