@@ -84,6 +84,11 @@ class Filters:
 
 
 PRODUCT_FIELDS = ("product_type", "color", "brand", "country", "keyword", "title")
+"""What may be asked of a product."""
+
+FIELDS = (*PRODUCT_FIELDS, *_SIDES)
+
+NO_FILTER = Filters()
 
 
 def require_characters(text: str, what: str) -> None:

@@ -7,6 +7,7 @@ fill, share an index; a size of few rows has none, because comparing with all of
 are is in ``strategies``.
 """
 
+import math
 import os
 import threading
 import time
@@ -158,11 +159,23 @@ def _index_name(strategy: Strategy, space: EmbeddingSpace, cutoff: int, rows: in
 
 
 @contextmanager
-def _maintenance(space: EmbeddingSpace) -> Iterator[Connection]:
+def without_index_work(space: EmbeddingSpace, patience_s: float) -> Iterator[None]:
+    """Keep everybody else from building or dropping the space's indexes in the block.
+
+    Raises:
+        StoreError: somebody is at it, and still is after so many seconds.
+    """
+    with _maintenance(space, patience_s):
+        yield
+
+
+@contextmanager
+def _maintenance(space: EmbeddingSpace, patience_s: float = math.inf) -> Iterator[Connection]:
     """A connection for index work: without a transaction round it, and the only one for this space.
 
     It is nobody else's before or after: settings, and the lock if the work is cut short, end with its session.
     """
+    deadline = time.monotonic() + patience_s
     with translated(space.engine), space.engine.connect() as connection:
         connection = connection.execution_options(isolation_level="AUTOCOMMIT")
         connection.detach()
@@ -170,6 +183,10 @@ def _maintenance(space: EmbeddingSpace) -> Iterator[Connection]:
         # Asked for again and again: a session that waits inside pg_advisory_lock holds a snapshot, and a concurrent
         # build in the session that has the lock would wait for that snapshot for ever.
         while not connection.scalar(text("SELECT pg_try_advisory_lock(:namespace, hashtext(:space))"), lock):
+            if time.monotonic() >= deadline:
+                raise StoreError(
+                    f"An index of space {space.name} is being built or dropped. Try again when that is done."
+                )
             time.sleep(_POLL_SECONDS)
         yield connection
         connection.execute(text("SELECT pg_advisory_unlock(:namespace, hashtext(:space))"), lock)

@@ -7,16 +7,20 @@ comparing with those few. How a query vector comes about, and what a hit looks l
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection, TextClause, select, text
 
-from abo_pipeline.filters import Filters
+from abo_pipeline.errors import StoreError
+from abo_pipeline.filters import NO_FILTER, Filters
 from abo_pipeline.sampling import LAST_KEY
-from abo_pipeline.store.database import transaction
+from abo_pipeline.store.analytics import DESCRIBED_BY
+from abo_pipeline.store.database import is_gone, transaction, tuned
 from abo_pipeline.store.filtering import estimated_share, matching_images, parameters, row_condition
 from abo_pipeline.store.schema import Image, SizeIndex
 from abo_pipeline.store.spaces import EmbeddingSpace
@@ -27,8 +31,6 @@ MOST_BY_INDEX = MAX_EF_SEARCH
 
 FEW_MATCHES = 10_000
 """Images that pass a filter, up to which they are all compared: that takes about 15 ms, and leaves nothing out."""
-
-NO_FILTER = Filters()
 
 
 @dataclass(frozen=True)
@@ -174,9 +176,9 @@ def nearest(
     return _exactly(space, ask)
 
 
-def neighbours(
+def neighbour_chunks(
     space: EmbeddingSpace, vector: NDArray[np.float32], chunk: int, scope: Scope, **options: Any
-) -> Iterator[Neighbour]:
+) -> Iterator[list[Neighbour]]:
     """All images of a scope in the order of their similarity, fetched ``chunk`` at a time as they are asked for.
 
     Each chunk goes on behind the last image of the one before, so that none comes twice and the order holds whatever
@@ -193,10 +195,17 @@ def neighbours(
     after = None
     while True:
         found = nearest(space, vector, chunk, scope, after=after, **options)
-        yield from found
+        yield found
         if len(found) < chunk:
             return
         after = (found[-1].distance, found[-1].image_id)
+
+
+def neighbours(
+    space: EmbeddingSpace, vector: NDArray[np.float32], chunk: int, scope: Scope, **options: Any
+) -> Iterator[Neighbour]:
+    """What ``neighbour_chunks`` gives, one by one."""
+    return chain.from_iterable(neighbour_chunks(space, vector, chunk, scope, **options))
 
 
 def by_index(
@@ -249,9 +258,12 @@ def statement_of(space: EmbeddingSpace, ask: Ask, way: Way) -> tuple[TextClause,
     return _indexed(space, ask, way.strategy), values | {"candidates": way.strategy.candidates(ask.k, way.effort)}
 
 
-def set_effort(connection: Connection, ask: Ask, way: Way) -> None:
-    """Settings of this transaction, which would do nothing outside one; none for an exact scan."""
+@contextmanager
+def searching(space: EmbeddingSpace, ask: Ask, way: Way) -> Iterator[Connection]:
+    """A connection as a search needs it: an exact one without the settings that keep the planner to an index."""
     if way.strategy is None:
+        with transaction(space.engine) as connection:
+            yield connection
         return
     settings = {
         **way.strategy.settings(ask.k, way.effort, way.visited),
@@ -259,8 +271,8 @@ def set_effort(connection: Connection, ask: Ask, way: Way) -> None:
         "enable_sort": "off",
         "enable_seqscan": "off",
     }
-    calls = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in settings.items())
-    connection.execute(text(f"SELECT {calls}"))
+    with tuned(space.engine, settings) as connection:
+        yield connection
 
 
 def stored_vector(space: EmbeddingSpace, image_id: str) -> NDArray[np.float32] | None:
@@ -306,14 +318,21 @@ def _exactly(space: EmbeddingSpace, ask: Ask) -> list[Neighbour]:
 
 def _fetch(space: EmbeddingSpace, ask: Ask, way: Way) -> tuple[list[Neighbour], float]:
     """Hits, and the distance of the farthest candidate that they were chosen from; infinite if that was everything."""
-    statement, values = statement_of(space, ask, way)
-    # Each answer in a transaction of its own: an exact one is not to have the settings that keep the planner to an
-    # index.
-    with transaction(space.engine) as connection:
-        set_effort(connection, ask, way)
-        rows = connection.execute(statement, values).all()
+    try:
+        rows = _rows(space, ask, way)
+    except StoreError as error:
+        if way.strategy is None or not is_gone(error):
+            raise
+        # The server was started anew since the last search. Reading once more does no harm.
+        rows = _rows(space, ask, way)
     farthest = next((row.farthest for row in rows), None)
     return [_neighbour(row) for row in rows], float("inf") if farthest is None else farthest
+
+
+def _rows(space: EmbeddingSpace, ask: Ask, way: Way) -> Sequence[Any]:
+    statement, values = statement_of(space, ask, way)
+    with searching(space, ask, way) as connection:
+        return connection.execute(statement, values).all()
 
 
 def _neighbour(row: Any) -> Neighbour:
@@ -374,20 +393,14 @@ def _shown_vector(ask: Ask) -> str:
     return "embedding" if ask.with_vectors else "CAST(NULL AS vector) AS embedding"
 
 
-_DESCRIBED = """
+_DESCRIBED = f"""
         SELECT h.image_id, i.path, 1 - h.distance AS similarity,
                p.item_id, p.title, p.product_type, p.color, p.brand, i.digest, h.distance, h.embedding, h.farthest
         FROM hits h
         JOIN images i USING (image_id)
-        LEFT JOIN LATERAL (
-            SELECT item_id, domain_name FROM product_images
-            WHERE product_images.image_id = h.image_id ORDER BY position, item_id, domain_name LIMIT 1
-        ) shows ON true
-        LEFT JOIN products p USING (item_id, domain_name)
+        {DESCRIBED_BY}
         ORDER BY h.distance, h.image_id
 """
-"""A picture may be listed for thousands of products: it is described by one for which it is the main image, if any,
-and among those by the first."""
 
 
 def stored_with_digest(space: EmbeddingSpace, digest: str) -> list[str]:
