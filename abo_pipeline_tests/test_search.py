@@ -209,6 +209,7 @@ def test_hits_are_plain_values_as_json(search):
                 "brand": None,
             }
         ],
+        "space": "colours",
     }
 
 
