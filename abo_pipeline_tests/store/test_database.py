@@ -21,7 +21,16 @@ from abo_pipeline.store.database import open_engine, transaction
 from abo_pipeline.store.embedded import EmbeddedServer
 
 TABLES = [
-    *("backgrounds", "failures", "golden_hits", "images", "product_images", "products", "schema_version", "search_default"),
+    *(
+        "backgrounds",
+        "failures",
+        "golden_hits",
+        "images",
+        "product_images",
+        "products",
+        "schema_version",
+        "search_default",
+    ),
     *("size_indexes", "spaces"),
 ]
 VERSION = 4
