@@ -63,6 +63,7 @@ def test_the_defaults_are_the_official_archive_and_the_full_model(tmp_path):
         "index_memory_mb": 1024,
         "queries": PRODUCT_QUERIES,
         "report_k": 5,
+        "prompts": ("{}",),
         "url_timeout": 10,
         "url_hosts": (),
     }
