@@ -107,8 +107,10 @@ def title_of(query: Query) -> str:
             return f"“{shown(query)}”"
         case LikeQuery(image_id):
             return f"more like {shortened(image_id)}"
-        case ImageQuery() | UrlQuery():
-            return f"like the picture {shown(query).partition(':')[2]}"
+        case ImageQuery():
+            return f"like the picture {shortened(Path(query.shown_path).name)}"
+        case UrlQuery():
+            return f"like the picture {shortened(query.shown_url)}"
         case MixQuery():
             return shown(query)
 
