@@ -18,7 +18,6 @@ from abo_pipeline.decoding import decode
 from abo_pipeline.encoder import Encoder, Vectors
 from abo_pipeline.errors import ImageError, QueryError
 from abo_pipeline.queries import (
-    URL,
     ImageQuery,
     LikeQuery,
     MixQuery,
@@ -204,10 +203,7 @@ def _read(path: Path, settings: Settings) -> bytes:
 
 
 def _name(query: ImageQuery | UrlQuery) -> str:
-    """The picture, for a message: no secret of its URL, and nothing that is no text."""
-    if isinstance(query, UrlQuery):
-        return shown(query).removeprefix(URL)
-    return shortened(str(query.path).encode("utf-8", "replace").decode())
+    return shortened(query.shown_path if isinstance(query, ImageQuery) else query.shown_url)
 
 
 def _expanded(path: Path) -> Path:

@@ -65,7 +65,7 @@ def record(out: str) -> dict[str, str]:
     return dict(line.split(maxsplit=1) for line in out.splitlines() if not line.startswith(" "))
 
 
-def test_a_run_reports_each_asset_and_the_commands_that_follow_need_no_flags(abo, run, tmp_path, sample):
+def test_a_run_reports_each_asset_and_the_commands_that_follow_need_no_flags(abo, run, tmp_path, sample, monkeypatch):
     code, out, _ = abo(*run)
 
     assert code == 0
@@ -131,8 +131,27 @@ def test_a_run_reports_each_asset_and_the_commands_that_follow_need_no_flags(abo
     assert best["image_id"] not in [hit["image_id"] for hit in by_id["hits"]]
     with Archive.open(sample.archive) as archive:
         (tmp_path / "mine.jpg").write_bytes(archive.read(member_name(best["path"])))
-    by_picture = json.loads(abo("search", "--image", tmp_path / "mine.jpg", "-k", "1", "--json")[1])
-    assert by_picture["hits"][0]["similarity"] == pytest.approx(1.0, abs=1e-4)
+    by_picture = json.loads(abo("search", "--image", tmp_path / "mine.jpg", "-k", "100", "--json")[1])
+    assert [hit["image_id"] for hit in by_picture["hits"]] == [hit["image_id"] for hit in by_id["hits"]]
+    Image.open(tmp_path / "mine.jpg").save(tmp_path / "copy.png")
+    by_copy = json.loads(abo("search", "--image", tmp_path / "copy.png", "-k", "1", "--json")[1])
+    assert by_copy["hits"][0]["image_id"] == best["image_id"]
+    assert by_copy["hits"][0]["similarity"] == pytest.approx(1.0, abs=1e-4)
+
+    # A mix, by flags or in one expression; prompts change what a text is.
+    expression = f'"a red chair" + like:{best["image_id"]} - "a chair"'
+    code, out, _ = abo("search", expression, "-k", "5", "--json", "--grid", tmp_path / "mix.png")
+    mixed = json.loads(out)
+    assert (code, mixed["query"], Image.open(tmp_path / "mix.png").format) == (0, expression, "PNG")
+    assert best["image_id"] not in [hit["image_id"] for hit in mixed["hits"]]
+    flags = ("--like", best["image_id"], "--minus", "a chair", "-k", "5", "--json")
+    assert json.loads(abo("search", "a red chair", *flags)[1]) == mixed
+    assert abo("search", "a red chair", "--plus", "x", "--plus", '0.5*"y"')[1].startswith(
+        '"a red chair" + "x" + 0.5*"y", among 1,000 images ('
+    )
+    monkeypatch.setenv("ABO_PROMPTS", "a photo of {}; {} on white")
+    assert json.loads(abo("search", "a red chair", "-k", "5", "--json")[1])["hits"] != answer["hits"]
+    monkeypatch.delenv("ABO_PROMPTS")
 
     # A grid, a size, a text that is too long.
     code, out, _ = abo("search", "blue mug", "-k", "3", "--size", "60", "--grid", tmp_path / "grid.png")
@@ -140,6 +159,11 @@ def test_a_run_reports_each_asset_and_the_commands_that_follow_need_no_flags(abo
     assert out.startswith("blue mug, among 60 images (")
     code, _, err = abo("search", "red " * 200, "-k", "1")
     assert (code, err) == (0, "note: The text is longer than the model reads; its end was ignored.\n")
+    code, out, err = abo("search", '"red" - blue', "-k", "1")
+    assert (code, out.startswith('"red" - blue, among 1,000 images (')) == (0, True)
+    assert err == (
+        'note: The query was read as one text. A mix is written like this: "red shoe" + like:ID - 0.5*"heel".\n'
+    )
 
     # The doctor finds everything well; of the machine itself something may be worth a look.
     code, out, _ = abo("doctor")
@@ -169,11 +193,8 @@ def test_a_run_reports_each_asset_and_the_commands_that_follow_need_no_flags(abo
             ("search", "x"),
             "Nothing has been embedded into space clip_vit_b_32 yet. Run `abo run` (or `abo demo`) first.",
         ),
-        (("search",), "Give exactly one of a text, a picture and a stored image; 0 were given."),
-        (
-            ("search", "x", "--like", "y"),
-            "Give exactly one of a text, a picture and a stored image; 2 were given.",
-        ),
+        (("search",), "Nothing is asked for. Give a text, a picture, a URL or a stored image to search by."),
+        (("search", *("--like", "y") * 51), "A mix has 1 to 50 parts, not more."),
         (
             ("search", "x", "--grid", "grid.docx"),
             "The pictures cannot be written to grid.docx: end its name with .png or .jpg or .svg or .pdf.",
@@ -229,7 +250,7 @@ def test_debug_shows_where_an_error_came_from(abo):
 
     assert code == 2
     assert "Traceback" in err
-    assert err.endswith("error: Give exactly one of a text, a picture and a stored image; 0 were given.\n")
+    assert err.endswith("error: Nothing is asked for. Give a text, a picture, a URL or a stored image to search by.\n")
 
 
 def test_an_archive_of_something_else_is_refused(abo, tmp_path):

@@ -55,14 +55,29 @@ def test_a_picture_and_a_stored_image_can_be_searched_by(search, tmp_path):
     assert first not in ids(by_id)
 
 
-@pytest.mark.parametrize(
-    ("config", "count"), [({}, 0), ({"text": "red", "like": "x"}, 2), ({"text": "a", "image": "b", "like": "c"}, 3)]
-)
-def test_exactly_one_kind_of_query_is_asked_for(config, count):
-    with pytest.raises(QueryError) as caught:
-        SearchConfig(**config).query()
+def test_a_mix_can_be_written_as_the_text_and_a_text_that_is_none_is_pointed_out(search):
+    answer, shown = search(text='"red" + "blue" - "red"', k=3)
+    one_text, _ = search(text='"red" - blue', k=3)
 
-    assert str(caught.value) == f"Give exactly one of a text, a picture and a stored image; {count} were given."
+    assert answer["query"] == '"red" + "blue" - "red"'
+    assert all(image_id.startswith("blue-") for image_id in ids(answer))
+    assert shown["pictures"].value.startswith('!["red" + "blue" - "red"](data:image/png;base64,')
+    assert one_text["warnings"] == [
+        'The query was read as one text. A mix is written like this: "red shoe" + like:ID - 0.5*"heel".'
+    ]
+
+
+def test_several_fields_are_a_mix():
+    config = SearchConfig(text="red", image="a b.jpg", url="https://example.org/a", like="x", plus=["y"], minus=["z"])
+
+    assert str(config.query()) == ('"red" + image:"a b.jpg" + like:x + url:https://example.org/a + "y" - "z"')
+
+
+def test_nothing_to_search_by_is_refused():
+    with pytest.raises(QueryError) as caught:
+        SearchConfig().query()
+
+    assert str(caught.value) == ("Nothing is asked for. Give a text, a picture, a URL or a stored image to search by.")
 
 
 def test_a_wrong_type_is_refused_before_the_run(definitions, instance):
