@@ -93,7 +93,7 @@ class ImageSearch:
         hits = tuple(_hit(rank, neighbour) for rank, neighbour in enumerate(found, start=1))
         if min_similarity is not None:
             hits = tuple(hit for hit in hits if hit.similarity >= min_similarity)
-        return Hits(query, hits, within.size, warnings, self.space.name)
+        return Hits(query, hits, within.size, warnings, space=self.space.name)
 
     def display(self, hits: Hits) -> Figure:
         """The hits as one row of pictures, each with its similarity and caption."""

@@ -214,6 +214,7 @@ def test_two_models_side_by_side_and_what_searches_use_is_switched_and_switched_
     assert searched() == "small_clip"
     monkeypatch.setenv("ABO_SPACE", "beside")
     assert searched() == "beside"
+    assert abo("spaces", "use", "small_clip")[2] == "note: ABO_SPACE is set here, and goes before: to beside\n"
     monkeypatch.delenv("ABO_SPACE")
 
     # What cannot be: in words.
