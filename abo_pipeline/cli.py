@@ -351,6 +351,7 @@ def use(name: str) -> None:
         out.print(f"searches use {name} already")
     else:
         out.print(f"searches use {name} now" + (f", and used {before} before: `abo spaces back`" if before else ""))
+    _warn_of_the_variable(name)
 
 
 @spaces.command(cls=_Command)
@@ -359,7 +360,9 @@ def back() -> None:
     from abo_pipeline.store import opened_store
 
     with opened_store(Settings.last()) as store:
-        out.print(f"searches use {store.switch_back()} again")
+        now = store.switch_back()
+    out.print(f"searches use {now} again")
+    _warn_of_the_variable(now)
 
 
 @spaces.command(cls=_Command)
@@ -513,6 +516,13 @@ def _run(
         if other := space_searched_instead(settings):
             name = settings.space_name
             progress.say("space", f"embedded into {name}, while searches use {other}. To switch: abo spaces use {name}")
+
+
+def _warn_of_the_variable(default: str) -> None:
+    """Say that searches from here use another space all the same."""
+    variable = Settings.read().space
+    if variable not in ("", default):
+        err.print(f"[yellow]note:[/] ABO_SPACE is set here, and goes before: to {variable}")
 
 
 def _may_go(space: SpaceSummary) -> bool:

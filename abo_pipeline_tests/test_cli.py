@@ -1,5 +1,6 @@
 """The command line, as a person uses it: on the drawn archive, with the small bundled model."""
 
+import io
 import json
 import os
 import re
@@ -184,6 +185,100 @@ def test_a_run_reports_each_asset_and_the_commands_that_follow_need_no_flags(abo
     code, out, _ = abo("run", "--retry-failures")
     assert code == 0
     assert record(out)["embeddings"].endswith(", failed 2")
+
+
+def test_two_models_side_by_side_and_what_searches_use_is_switched_and_switched_back(abo, run, tmp_path, monkeypatch):
+    assert abo("spaces") == (0, "no spaces yet: `abo run` (or `abo demo`) makes the first\n", "")
+    assert abo("spaces", "--json")[1] == "[]\n"
+    code, out, _ = abo(*run)
+    assert (code, "space" in record(out)) == (0, False)
+    embedded, failed = map(int, re.search(r"= embedded (\d+) \+ failed (\d+)", out).groups())
+
+    # A run with another model, into a space of its own: all is embedded again, and searches stay where they are.
+    other = shutil.copytree(SMALL_CLIP, tmp_path / "other")
+    (other / "extra.json").write_text("{}")
+    code, out, _ = abo(*run, "--model", other, "--space", "beside")
+    assert code == 0
+    said = record(out)
+    assert said["embeddings"] == f"embedded {embedded}, 0 were there already, failed {failed}"
+    assert said["index"].startswith("built 3 in ")
+    assert re.fullmatch(r"\d+ recorded, to be compared with after the next build", said["queries"])
+    assert said["space"] == ("embedded into beside, while searches use small_clip. To switch: abo spaces use beside")
+    assert (tmp_path / "state" / "reports" / "abo" / "beside" / "index.html").is_file()
+
+    def searched(*words: object) -> str:
+        return json.loads(abo("search", "a red chair", "-k", "1", "--json", *words)[1])["space"]
+
+    assert (searched(), searched("--space", "beside")) == ("small_clip", "beside")
+
+    code, out, _ = abo("spaces")
+    rows = [line.split() for line in out.splitlines()]
+    assert (code, rows[0]) == (0, ["searches", "space", "vectors", "failed", "pending", "sizes", "MB", "model"])
+    marked = [line[:8].strip() for line in out.splitlines() if f" {embedded} " in line]
+    assert marked == ["use it", ""]
+    spaces = json.loads(abo("spaces", "--json")[1])
+    assert [(space["name"], space["model"], space["vectors"], space["failures"]) for space in spaces] == [
+        ("small_clip", "small-clip", embedded, failed),
+        ("beside", str(other), embedded, failed),
+    ]
+    assert spaces[0]["fingerprint"] != spaces[1]["fingerprint"]
+    assert [(space["pending"], space["sizes"], space["is_default"]) for space in spaces] == [
+        (0, [20, 60, 1000], True),
+        (0, [20, 60, 1000], False),
+    ]
+
+    # There, there again, back, back again.
+    assert abo("spaces", "use", "beside")[1] == (
+        "searches use beside now, and used small_clip before: `abo spaces back`\n"
+    )
+    assert abo("spaces", "use", "beside")[1] == "searches use beside already\n"
+    assert searched() == "beside"
+    assert abo("doctor")[1].splitlines()[9] == f"ok   search     beside, made with {other}"
+    assert abo("spaces", "back")[1] == "searches use small_clip again\n"
+    assert searched() == "small_clip"
+    monkeypatch.setenv("ABO_SPACE", "beside")
+    assert searched() == "beside"
+    assert abo("spaces", "use", "small_clip")[2] == "note: ABO_SPACE is set here, and goes before: to beside\n"
+    monkeypatch.delenv("ABO_SPACE")
+
+    # What cannot be: in words.
+    refusals = {
+        ("search", "x", "--space", "nope"): "Nothing has been embedded into space nope yet. This catalogue has "
+        "small_clip, beside.",
+        ("spaces", "use", "nope"): "There is no embedding space 'nope'. This catalogue has small_clip, beside.",
+        ("spaces", "drop", "nope"): "There is no embedding space 'nope'. This catalogue has small_clip, beside.",
+        (
+            "spaces",
+            "drop",
+            "small_clip",
+        ): "Space small_clip is the one that searches use, and is not dropped. Have them "
+        "use another one first: abo spaces use NAME",
+        ("spaces", "drop", "beside"): "There is nobody to ask whether space beside may be dropped: say so with --yes.",
+    }
+    assert {words: abo(*words) for words in refusals} == {
+        words: (2, "", f"error: {message}\n") for words, message in refusals.items()
+    }
+
+    # At a terminal somebody is asked.
+    monkeypatch.setattr(sys, "stdin", Terminal("n\n"))
+    question = re.escape(f"Drop space beside, {embedded} vectors of {other}, ") + r"\d\.\d MB\? \[y/N\]: "
+    assert re.fullmatch(f"{question}nothing was dropped\n", abo("spaces", "drop", "beside")[1])
+    monkeypatch.setattr(sys, "stdin", Terminal("y\n"))
+    assert re.fullmatch(f"{question}dropped beside\n", abo("spaces", "drop", "beside")[1])
+    assert [space["name"] for space in json.loads(abo("spaces", "--json")[1])] == ["small_clip"]
+    assert searched() == "small_clip"
+
+    # What was dropped is made anew by a run, and goes without a question where that is said.
+    code, out, _ = abo(*run, "--model", other, "--space", "beside", "--until", "image_embeddings")
+    assert record(out)["embeddings"].startswith(f"embedded {embedded}, 0 were there already")
+    assert abo("spaces", "drop", "beside", "--yes") == (0, "dropped beside\n", "")
+
+
+class Terminal(io.StringIO):
+    """Somebody who answers."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 @pytest.mark.parametrize(

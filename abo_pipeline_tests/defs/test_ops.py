@@ -11,6 +11,7 @@ from abo_pipeline.defs.history import EMBEDDINGS
 from abo_pipeline.defs.ops import SearchConfig
 from abo_pipeline.errors import FailuresError, QueryError
 from abo_pipeline.settings import Settings
+from abo_pipeline.store import opened_store
 from abo_pipeline_tests.archives import jpeg, write_images
 from abo_pipeline_tests.defs.conftest import materialize, materialize_all
 from abo_pipeline_tests.fakes import ColourEncoder
@@ -53,6 +54,33 @@ def test_a_picture_and_a_stored_image_can_be_searched_by(search, tmp_path):
 
     assert all(image_id.startswith("blue-") for image_id in ids(by_picture) + ids(by_id))
     assert first not in ids(by_id)
+
+
+def test_the_space_that_searches_use_is_searched_whichever_this_code_location_embeds_into(
+    search, colours, instance, encoder, monkeypatch
+):
+    beside = Settings.read(**colours.model_dump() | {"space": "clip"})
+    materialize_all(build_definitions(beside, encoder=encoder), instance)
+
+    with opened_store(colours) as store:
+        by_default, shown = search(text="red", k=3)
+        asked, _ = search(text="red", k=3, space="clip")
+        store.switch_default("clip")
+        after_the_switch, _ = search(text="red", k=3)
+        monkeypatch.setenv("ABO_SPACE", "colours")
+        by_variable, _ = search(text="red", k=3)
+
+    assert [answer["space"] for answer in (by_default, asked, after_the_switch, by_variable)] == [
+        *("colours", "clip", "clip", "colours")
+    ]
+    assert shown["space"].value == "colours"
+    assert asked == after_the_switch
+    assert by_variable == by_default
+
+
+def test_a_space_that_is_not_there_is_refused_with_those_that_are(search):
+    with pytest.raises(QueryError, match=r"into space nope yet\. This catalogue has colours\."):
+        search(text="red", space="nope")
 
 
 def test_a_mix_can_be_written_as_the_text_and_a_text_that_is_none_is_pointed_out(search):
