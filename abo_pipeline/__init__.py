@@ -11,6 +11,7 @@ The flow, in reading order; each module is one stage and says what stays out of 
    ``encoder``    pixels and texts → unit vectors
    ``embedding``  one partition: what is missing → vectors and failures
 4. ``store``      Postgres: tables, writes, vector indexes, nearest neighbours
+   ``portable``   the vectors of a space as a file, for another machine
 5. ``search``     a text, a picture or a stored image → ``hits``
 6. ``report``     hits of three sizes → a page, numbers, and ``grids`` of ``pictures``
    ``golden``     hits of fixed queries, beside those of the index build before
