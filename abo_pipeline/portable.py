@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from hashlib import blake2b
 from itertools import islice, pairwise
 from pathlib import Path
 from threading import Event
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import polars as pl
@@ -127,9 +128,7 @@ def export_space(
     started = time.perf_counter()
     if precision not in PRECISIONS:
         raise PortableError(f"There is no precision {precision!r}; there are {' and '.join(PRECISIONS)}.")
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        reason = "it is a folder" if path.is_dir() else f"there is no folder {path.absolute().parent}"
-        raise PortableError(f"The export cannot be written to {path}: {reason}.")
+    _require_place(path)
     space.require_sound()
     with embedded_rows(space) as (count, rows):
         if not count:
@@ -148,15 +147,27 @@ def export_space(
             "count": str(count),
         }
         schema = _schema(precision, space.dimension)
-        frames = (_frame(block, schema, precision) for block in _batches(rows, _BLOCK_ROWS))
+        content = _content()
+        frames = (_frame(block, schema, precision, content) for block in _batches(rows, _BLOCK_ROWS))
         counted = _counted(frames, count, progress)
         try:
-            write_whole(path, partial(_sink, counted, schema, description))
+            write_whole(path, partial(_sink, counted, schema, lambda: description | {"content": content.hexdigest()}))
         except _POLARS_ERRORS as error:
             raise PortableError(
                 f"The export cannot be written to {path}: {_first_line(error)} Make room there, or name another place."
             ) from error
     return Exported(path, count, path.stat().st_size, time.perf_counter() - started)
+
+
+def _require_place(path: Path) -> None:
+    """See that a file can be written there, before all that is to be in it is read."""
+    folder = path.absolute().parent
+    try:
+        reason = "it is a folder" if path.is_dir() else "" if folder.is_dir() else f"there is no folder {folder}"
+    except OSError as error:
+        reason = str(error.strerror)
+    if reason:
+        raise PortableError(f"The export cannot be written to {path}: {reason}.")
 
 
 def _schema(precision: str, dimension: int) -> pl.Schema:
@@ -170,10 +181,20 @@ def _schema(precision: str, dimension: int) -> pl.Schema:
     return pl.Schema(known | {"embedding": pl.Array(PRECISIONS[precision], dimension)})
 
 
-def _frame(rows: Sequence[Row], schema: pl.Schema, precision: str) -> pl.DataFrame:
+def _content() -> blake2b:
+    """A digest to be fed with all vectors of a file, as they are there.
+
+    It tells a file that was damaged on its way: whether a vector has length 1, and comes out again here, does not tell
+    of every bit, and not of every vector.
+    """
+    return blake2b(digest_size=16)
+
+
+def _frame(rows: Sequence[Row], schema: pl.Schema, precision: str, content: blake2b) -> pl.DataFrame:
     *known, vectors = zip(*rows, strict=True)
-    columns = (*known, np.stack(vectors).astype(precision))
-    return pl.DataFrame(dict(zip(schema.names(), columns, strict=True)), schema=schema)
+    numbers = np.stack(vectors).astype(precision)
+    content.update(numbers.tobytes())
+    return pl.DataFrame(dict(zip(schema.names(), (*known, numbers), strict=True)), schema=schema)
 
 
 def _counted(
@@ -187,8 +208,10 @@ def _counted(
         progress(done, total)
 
 
-def _sink(frames: Iterator[pl.DataFrame], schema: pl.Schema, description: dict[str, str], path: Path) -> None:
-    """Write frames to a file one after the other.
+def _sink(
+    frames: Iterator[pl.DataFrame], schema: pl.Schema, describe: Callable[[], dict[str, str]], path: Path
+) -> None:
+    """Write frames to a file one after the other, and what describes them when the last one is there.
 
     In another thread: called from the main one, polars turns a Ctrl-C into a KeyboardInterrupt and leaves Python's own
     for later, where it interrupts the cleaning up.
@@ -201,12 +224,15 @@ def _sink(frames: Iterator[pl.DataFrame], schema: pl.Schema, description: dict[s
                 raise InterruptedError("the export was interrupted")
             yield frame
 
-    lazy = register_io_source(source, schema=schema)
+    write = partial(
+        register_io_source(source, schema=schema).sink_parquet,
+        compression="zstd",
+        row_group_size=_BLOCK_ROWS,
+        metadata=lambda _: describe(),
+    )
     with ThreadPoolExecutor(1) as pool:
         try:
-            pool.submit(
-                lazy.sink_parquet, path, compression="zstd", row_group_size=_BLOCK_ROWS, metadata=description
-            ).result()
+            pool.submit(write, path).result()
         finally:
             abandoned.set()
 
@@ -251,7 +277,7 @@ def import_space(
     _require_same_model(export, encoder)
     if store.find_space(settings.space_name):
         store.open_space(settings.space_name, encoder)
-    common = _common(export, store, progress)
+    common, content = _common(export, store, progress)
     if not len(common):
         raise PortableError(
             f"None of the {export.rows:,} images in {path} is in the catalogue {settings.catalogue} with the same "
@@ -261,6 +287,8 @@ def import_space(
     chosen = common[np.unique(np.linspace(0, len(common) - 1, min(check, len(common))).round().astype(int))]
     cosines = _cosines(export, chosen, store, encoder, settings, progress)
     _require_same_vectors(export, cosines)
+    if content != export.content:
+        raise PortableError(f"{path} is damaged: its vectors are not those that were exported. {_REMEDY}")
     space, adopted = store.open_space(settings.space_name, encoder), Adopted()
     for start, images in export.blocks():
         adopted += space.adopt(images)
@@ -275,7 +303,8 @@ class _Export:
     Attributes:
         path: where it is.
         rows: how many vectors it has.
-        model, fingerprint, dimension: what they were made with.
+        model, fingerprint: what they were made with.
+        content: the digest of all its vectors, as they were exported.
     """
 
     def __init__(self, path: Path, rows: int, description: dict[str, str], stamp: tuple[int, ...]) -> None:
@@ -283,7 +312,7 @@ class _Export:
         self.rows = rows
         self.model = description["model"]
         self.fingerprint = description["fingerprint"]
-        self.dimension = int(description["dimension"])
+        self.content = description["content"]
         self._stamp = stamp
 
     @classmethod
@@ -293,10 +322,10 @@ class _Export:
         Raises:
             PortableError: it cannot be read, is cut off, or is no export in a format that is known here.
         """
-        if not path.is_file():
-            raise PortableError(f"{path} does not exist, or is no file. Give a file that `abo export` has written.")
-        stamp = _stamp(path)
         try:
+            if not path.is_file():
+                raise PortableError(f"{path} does not exist, or is no file. Give a file that `abo export` has written.")
+            stamp = _stamp(path)
             description = pl.read_parquet_metadata(path)
             schema = pl.read_parquet_schema(path)
             rows = pl.scan_parquet(path).select(pl.len()).collect().item()
@@ -305,8 +334,11 @@ class _Export:
         _require_format(path, description, pl.Schema(schema), rows)
         return cls(path, rows, description, stamp)
 
-    def blocks(self) -> Iterator[tuple[int, list[Embedded]]]:
+    def blocks(self, content: blake2b | None = None) -> Iterator[tuple[int, list[Embedded]]]:
         """The file's vectors by blocks, each with the number of its first row, once all of it has proved sound.
+
+        Args:
+            content: fed with the vectors as they are in the file.
 
         Raises:
             PortableError: it is not; or the file was replaced since it was opened.
@@ -315,7 +347,10 @@ class _Export:
         for start in range(0, self.rows, _BLOCK_ROWS):
             frame = self._read(start)
             last = self._require_sound(frame, last)
-            vectors = self._vectors(frame)
+            stored = frame["embedding"].to_numpy()
+            if content is not None:
+                content.update(stored.tobytes())
+            vectors = self._unit(stored, frame["image_id"])
             known = zip(frame["image_id"], frame["sample_key"], frame["digest"], vectors, strict=True)
             yield start, [Embedded(*row) for row in known]
 
@@ -349,16 +384,17 @@ class _Export:
                 raise self._wrong(f"image {image_id} is there twice, or out of order")
         return places[-1]
 
-    def _vectors(self, frame: pl.DataFrame) -> Vectors:
+    def _unit(self, stored: NDArray[Any], image_ids: pl.Series) -> Vectors:
         """(rows, dimension) float32, each of length 1: as they are, or renormalised where they were rounded."""
-        stored = frame["embedding"].to_numpy()
         vectors: Vectors = stored.astype(np.float32)
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        with np.errstate(over="ignore", invalid="ignore"):
+            lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         # Not within, so that NaN is found too.
         off = np.flatnonzero(~(np.abs(lengths[:, 0] - 1) <= NORM_TOLERANCE))
         if len(off):
-            image_id = frame["image_id"][int(off[0])]
-            raise self._wrong(f"the vector of image {image_id} has the length {lengths[off[0], 0]:.4g} instead of 1")
+            raise self._wrong(
+                f"the vector of image {image_ids[int(off[0])]} has the length {lengths[off[0], 0]:.4g} instead of 1"
+            )
         return vectors if stored.dtype == np.float32 else vectors / lengths
 
     def _wrong(self, what: str) -> PortableError:
@@ -385,7 +421,7 @@ def _require_format(path: Path, description: dict[str, str], schema: pl.Schema, 
         )
     try:
         expected = _schema(description["precision"], int(description["dimension"]))
-        _, _, count = description["model"], description["fingerprint"], int(description["count"])
+        _, count = (description["model"], description["fingerprint"], description["content"]), int(description["count"])
     except (KeyError, ValueError) as error:
         raise PortableError(f"{path} lacks a part of its description, or has a wrong one: {error}. {_REMEDY}") from None
     if schema != expected:
@@ -410,16 +446,20 @@ def _require_same_model(export: _Export, encoder: Encoder) -> None:
         )
 
 
-def _common(export: _Export, store: Store, progress: Callable[[str, int, int], None]) -> NDArray[np.int64]:
-    """Which rows of a file are of images that the catalogue has, with the same bytes; all of the file is looked at."""
+def _common(export: _Export, store: Store, progress: Callable[[str, int, int], None]) -> tuple[NDArray[np.int64], str]:
+    """Which rows of a file are of images that the catalogue has, with the same bytes; and the digest of its vectors.
+
+    All of the file is looked at.
+    """
+    content = _content()
     numbers = [np.empty(0, dtype=np.int64)]
-    for start, images in export.blocks():
+    for start, images in export.blocks(content):
         catalogue = catalogue_images(store, [image.image_id for image in images])
         digests = dict(catalogue.select("image_id", "digest").iter_rows())
         is_common = [digests.get(image.image_id) == image.digest for image in images]
         numbers.append(start + np.flatnonzero(is_common))
         progress("checking", start + len(images), export.rows)
-    return np.concatenate(numbers)
+    return np.concatenate(numbers), content.hexdigest()
 
 
 def _cosines(
@@ -442,11 +482,15 @@ def _cosines(
             if pictures:
                 vectors = encoder.encode_images([picture for _, picture in pictures])
                 for (image, _), vector in zip(pictures, vectors, strict=True):
-                    same_length = vector.shape == image.vector.shape
-                    cosines[image.image_id] = float(vector @ image.vector) if same_length else float("nan")
+                    cosines[image.image_id] = _cosine(vector, image.vector)
             done += len(batch)
             progress("comparing", done, len(numbers))
     return cosines
+
+
+def _cosine(one: Vectors, other: Vectors) -> float:
+    """Of two vectors of about length 1; NaN if they are not of the same space."""
+    return float(one @ other / np.linalg.norm(other)) if one.shape == other.shape else float("nan")
 
 
 def _chosen(export: _Export, numbers: NDArray[np.int64]) -> Iterator[Embedded]:

@@ -4,8 +4,8 @@ Rows leave in the catalogue's order, as one moment has them, without ever being 
 ``EmbeddingSpace.adopt``; the file between is for ``portable``.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import Any
 
 import polars as pl
@@ -37,10 +37,12 @@ def embedded_rows(space: EmbeddingSpace) -> Iterator[tuple[int, Iterator[Row]]]:
     with transaction(space.engine.execution_options(isolation_level="REPEATABLE READ")) as connection:
         embedded = f"FROM {space.table.name} e JOIN images i USING (image_id) WHERE i.digest = e.digest"
         count = connection.scalar(text(f"SELECT count(*) {embedded}")) or 0
-        yield count, _copied(connection, embedded)
+        # A COPY that was left in the middle is ended here: the transaction could not be.
+        with closing(_copied(connection, embedded)) as rows:
+            yield count, rows
 
 
-def _copied(connection: Connection, embedded: str) -> Iterator[Row]:
+def _copied(connection: Connection, embedded: str) -> Generator[Row, None, None]:
     """By binary COPY, which hands rows over as they are asked for; in order of bytes where two keys are the same."""
     query = (
         f"SELECT image_id, i.path, e.sample_key, e.digest, e.fingerprint, e.embedding {embedded} "
