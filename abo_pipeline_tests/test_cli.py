@@ -21,6 +21,7 @@ from abo_pipeline.archive import Archive
 from abo_pipeline.catalog import member_name
 from abo_pipeline.sample import SMALL_CLIP, draw_sample
 from abo_pipeline_tests.archives import jpeg, write_images, write_tar
+from abo_pipeline_tests.conftest import fresh_database
 
 pytestmark = pytest.mark.slow
 
@@ -346,6 +347,59 @@ def test_debug_shows_where_an_error_came_from(abo):
     assert code == 2
     assert "Traceback" in err
     assert err.endswith("error: Nothing is asked for. Give a text, a picture, a URL or a stored image to search by.\n")
+
+
+def test_what_one_machine_exports_another_need_not_embed(abo, run, server, monkeypatch, tmp_path):
+    abo(*run)
+    found = json.loads(abo("search", "a red chair", "-k", "5", "--json")[1])
+    code, out, _ = abo("export", tmp_path / "e.parquet")
+    embedded = int(re.match(r"exported    (\d+) vectors of space small_clip, 128 dimensions in float32, ", out)[1])
+    assert (code, out.endswith(f" s: {tmp_path}/e.parquet\n")) == (0, True)
+    code, out, _ = abo("export", tmp_path / "half.parquet", "--precision", "float16")
+    assert (code, "128 dimensions in float16" in out) == (0, True)
+
+    with fresh_database(server) as elsewhere:
+        monkeypatch.setenv("ABO_DATABASE_URL", elsewhere)
+        monkeypatch.setenv("ABO_STATE_DIR", str(tmp_path / "elsewhere"))
+
+        # Before the machine knows which images there are, nothing can be checked.
+        monkeypatch.setenv("ABO_MODEL", "small-clip")
+        code, _, err = abo("import", tmp_path / "e.parquet")
+        assert (code, err.startswith(f"error: None of the {embedded} images in ")) == (2, True)
+        monkeypatch.delenv("ABO_MODEL")
+
+        abo(*run, "--until", "image_paths")
+        code, out, _ = abo("import", tmp_path / "half.parquet", "--space", "half", "--check", "3")
+        assert code == 0
+        checked, imported = out.splitlines()
+        assert re.fullmatch(r"checked     3 images embedded again here, least cosine 1\.0000\d", checked)
+        counts = "0 were there already, 0 are not in the catalogue, 0 have other bytes here"
+        assert re.fullmatch(
+            rf"imported    accepted {embedded} of {embedded} vectors into space half, in [\d.]+ s; {counts}", imported
+        )
+        abo("import", tmp_path / "e.parquet")
+        code, out, _ = abo("import", tmp_path / "e.parquet")
+        assert (code, f"; {embedded} were there already, 0 are" in out) == (0, True)
+
+        # What is left for the run are the two that cannot be decoded.
+        assert record(abo("plan")[1])["pending"].startswith("2 images to embed in ")
+        said = record(abo(*run)[1])
+        assert said["embeddings"] == f"nothing to embed, {embedded} were there already, failed 2"
+        assert json.loads(abo("search", "a red chair", "-k", "5", "--json")[1]) == found
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("export", "e.parquet"), "Nothing has been embedded into space clip_vit_b_32 yet. Run `abo run` first."),
+        (
+            ("import", "no.parquet"),
+            "no.parquet does not exist, or is no file. Give a file that `abo export` has written.",
+        ),
+    ],
+)
+def test_an_export_or_import_that_cannot_be_is_one_sentence(abo, words, message):
+    assert abo(*words) == (2, "", f"error: {message}\n")
 
 
 def test_an_archive_of_something_else_is_refused(abo, tmp_path):

@@ -14,7 +14,21 @@ from typing import Self
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from sqlalchemy import Connection, Engine, Table, Text, TextClause, any_, bindparam, delete, func, select, text, update
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Executable,
+    Table,
+    Text,
+    TextClause,
+    any_,
+    bindparam,
+    delete,
+    func,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.dialects.postgresql import insert as upsert
 
@@ -54,6 +68,31 @@ class Failed:
     stage: str
     error_type: str
     message: str
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """What became of vectors that were made elsewhere, in images.
+
+    Attributes:
+        accepted: stored.
+        unchanged: embedded here already, from the very same bytes; left as they are.
+        unknown: not in this catalogue; left out.
+        other_bytes: in this catalogue, with a file of other content; left out.
+    """
+
+    accepted: int = 0
+    unchanged: int = 0
+    unknown: int = 0
+    other_bytes: int = 0
+
+    def __add__(self, other: "Adopted") -> "Adopted":
+        return Adopted(
+            self.accepted + other.accepted,
+            self.unchanged + other.unchanged,
+            self.unknown + other.unknown,
+            self.other_bytes + other.other_bytes,
+        )
 
 
 @dataclass(frozen=True)
@@ -228,23 +267,43 @@ class EmbeddingSpace:
         Raises:
             StoreError: a vector's length is not the space's dimension, or the database does not answer.
         """
-        for image in embedded:
-            if image.vector.shape != (self.dimension,):
-                raise StoreError(
-                    f"The vector of {image.image_id} has {image.vector.size} dimensions; "
-                    f"space {self.name} has {self.dimension}."
-                )
-        rows = [(image.image_id, image.sample_key, image.digest, self.fingerprint, image.vector) for image in embedded]
+        self._check_dimensions(embedded)
         good, bad = [image.image_id for image in embedded], [failure.image_id for failure in failed]
         with transaction(self.engine) as connection:
             self._take_turns(connection, good + bad)
-            self._forget_failures(connection, good)
             self._forget_vectors(connection, bad)
-            if rows:
-                merge(connection, self.table, _EMBEDDING_COLUMNS, rows)
+            self._store_vectors(connection, embedded)
             if failed:
                 _record_failures(connection, self.name, failed)
             self._note_change(connection)
+
+    def adopt(self, embedded: Sequence[Embedded]) -> Adopted:
+        """Store vectors that this space's encoder made elsewhere, in a transaction of its own.
+
+        Only of images that the catalogue has, with the very same bytes, and that are not embedded here: those of
+        another machine may differ in their last digits, which is no reason to write them, and an index, anew.
+
+        Args:
+            embedded: no image twice.
+
+        Raises:
+            StoreError: a vector's length is not the space's dimension, or the database does not answer.
+        """
+        self._check_dimensions(embedded)
+        image_ids = [image.image_id for image in embedded]
+        columns = self.table.c
+        these = columns.image_id == any_(bindparam("ids", type_=ARRAY(Text)))
+        there = select(columns.image_id, columns.digest).where(columns.fingerprint == self.fingerprint, these)
+        with transaction(self.engine) as connection:
+            catalogue = self._take_turns(connection, image_ids)
+            stored = _pairs(connection, there, image_ids)
+            known = [image for image in embedded if image.image_id in catalogue]
+            same = [image for image in known if catalogue[image.image_id] == image.digest]
+            new = [image for image in same if stored.get(image.image_id) != image.digest]
+            if new:
+                self._store_vectors(connection, new)
+                self._note_change(connection)
+        return Adopted(len(new), len(same) - len(new), len(embedded) - len(known), len(known) - len(same))
 
     def remove(self, image_ids: Sequence[str]) -> None:
         """Forget images: their vectors and their failures."""
@@ -357,14 +416,31 @@ class EmbeddingSpace:
         changed = update(Space).where(Space.name.in_(free)).values(changed_at=func.clock_timestamp())
         connection.execute(changed)
 
-    def _take_turns(self, connection: Connection, image_ids: Sequence[str]) -> None:
+    def _take_turns(self, connection: Connection, image_ids: Sequence[str]) -> dict[str, str]:
         """Wait for whoever else writes of these images, in an order that cannot become a deadlock.
 
         Of two runs with different outcomes for an image, neither would see, and so remove, the other's row.
+
+        Returns:
+            The digest of each image that is in the catalogue, which keeps it until the transaction ends.
         """
         these = Image.image_id == any_(bindparam("ids", type_=ARRAY(Text)))
-        lock = select(Image.image_id).where(these).order_by(Image.image_id).with_for_update(key_share=True)
-        connection.execute(lock, {"ids": list(image_ids)})
+        lock = select(Image.image_id, Image.digest).where(these).order_by(Image.image_id)
+        return _pairs(connection, lock.with_for_update(key_share=True), image_ids)
+
+    def _check_dimensions(self, embedded: Sequence[Embedded]) -> None:
+        for image in embedded:
+            if image.vector.shape != (self.dimension,):
+                raise StoreError(
+                    f"The vector of {image.image_id} has {image.vector.size} dimensions; "
+                    f"space {self.name} has {self.dimension}."
+                )
+
+    def _store_vectors(self, connection: Connection, embedded: Sequence[Embedded]) -> None:
+        self._forget_failures(connection, [image.image_id for image in embedded])
+        rows = [(image.image_id, image.sample_key, image.digest, self.fingerprint, image.vector) for image in embedded]
+        if rows:
+            merge(connection, self.table, _EMBEDDING_COLUMNS, rows)
 
     def _forget_failures(self, connection: Connection, image_ids: Sequence[str]) -> None:
         if image_ids:
@@ -423,6 +499,11 @@ def accounts(
         rows = connection.execute(judged, parameters).all()
     found = {bucket: Account(*counts) for bucket, *counts in rows}
     return [found.get(number, Account(0, 0, 0, 0, 0)) for number in range(1, len(starts) + 1)]
+
+
+def _pairs(connection: Connection, query: Executable, image_ids: Sequence[str]) -> dict[str, str]:
+    """What a query of image_id and digest finds for these ids."""
+    return {row[0]: row[1] for row in connection.execute(query, {"ids": list(image_ids)})}
 
 
 def _record_failures(connection: Connection, space: str, failed: Sequence[Failed]) -> None:
