@@ -11,6 +11,7 @@ from abo_pipeline.archive import Archive
 from abo_pipeline.encoder import ClipEncoder
 from abo_pipeline.errors import QueryError
 from abo_pipeline.queries import (
+    MOST_PARTS,
     ImageQuery,
     LikeQuery,
     MixQuery,
@@ -350,6 +351,16 @@ def test_ten_megabytes_are_embedded_within_seconds(search, encoder: ClipEncoder,
     assert time.process_time() - began < 10
     assert np.linalg.norm(found.vector) == pytest.approx(1)
     assert found.warnings == (() if character == " " else (TOO_LONG,))
+
+
+def test_ten_megabytes_in_a_mix_take_no_longer_than_in_one_text(search, encoder: ClipEncoder):
+    part = Part(1, TextQuery("red " + "😀" * (TEN_MB // 4 // MOST_PARTS)))
+    began = time.process_time()
+
+    found = QueryVectors(search.space, encoder, search.settings).of(MixQuery((part,) * MOST_PARTS))
+
+    assert time.process_time() - began < 10
+    assert found.warnings == (TOO_LONG,)
 
 
 SAMPLES = [chr(plane * 0x10000 + at) for plane in range(17) for at in (1, 0x1B, 0xAD, 0x301, 0x3042, 0xE123, 0xFFFE)]
