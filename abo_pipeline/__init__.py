@@ -11,7 +11,10 @@ The flow, in reading order; each module is one stage and says what stays out of 
    ``encoder``    pixels and texts → unit vectors
    ``embedding``  one partition: what is missing → vectors and failures
 4. ``store``      Postgres: tables, writes, vector indexes, nearest neighbours
-5. ``search``     a text, a picture or a stored image → ``hits``
+5. ``queries``    a text, a picture, a stored image or a mix of them, as plain values
+   ``web_pictures``  a picture's URL → its bytes, from public addresses alone
+   ``query_vectors``  such a query → a unit vector
+   ``search``     the vector → ``hits``
 6. ``report``     hits of three sizes → a page, numbers, and ``grids`` of ``pictures``
    ``golden``     hits of fixed queries, beside those of the index build before
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from abo_pipeline.hits import parse_query
+from abo_pipeline.queries import parse_query
 from abo_pipeline.search import ImageSearch, stands_for
 from abo_pipeline.store.golden import Answers, last_recording, record
 

@@ -17,8 +17,18 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from abo_pipeline.hits import LIKE, Hit, Hits
+from abo_pipeline.hits import Hit, Hits
 from abo_pipeline.pictures import Pictures
+from abo_pipeline.queries import (
+    ImageQuery,
+    LikeQuery,
+    MixQuery,
+    Query,
+    TextQuery,
+    UrlQuery,
+    shortened,
+    shown,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,7 +64,7 @@ def grid_figure(title: str, rows: Sequence[GridRow], pictures: Pictures, k: int,
     """A row of k pictures for each of several answers to the same query.
 
     Args:
-        title: the query.
+        title: the query, as ``title_of`` has it.
         rows: from top to bottom.
         pictures: where the photographs are.
         k: pictures a row; cells for which there is no hit stay blank.
@@ -64,7 +74,7 @@ def grid_figure(title: str, rows: Sequence[GridRow], pictures: Pictures, k: int,
 
     size = (_CELL_INCHES * (k + 0.8), (_CELL_INCHES + 0.62) * len(rows) + 0.6)
     figure = Figure(figsize=size, layout="constrained")
-    figure.suptitle(_title(title), x=0.005, ha="left", fontsize=13, fontweight="bold", color=_INK)
+    _head(figure, title, fontsize=13)
     cells = figure.subplots(len(rows), k + 1, squeeze=False, width_ratios=[0.8, *[1] * k])
     for (label, *line), row in zip(cells, rows, strict=True):
         _label(label, row)
@@ -83,11 +93,24 @@ def row_figure(hits: Hits, pictures: Pictures) -> Figure:
     columns = min(max(len(hits), 1), _MOST_IN_A_ROW)
     rows = max(math.ceil(len(hits) / columns), 1)
     figure = Figure(figsize=(_CELL_INCHES * columns, (_CELL_INCHES + 0.62) * rows + 0.4), layout="constrained")
-    figure.suptitle(_title(str(hits.query)), x=0.01, ha="left", fontsize=12, fontweight="bold", color=_INK)
+    _head(figure, title_of(hits.query), fontsize=12)
     cells = figure.subplots(rows, columns, squeeze=False).flat
     for cell, hit in zip_longest(cells, hits):
         _cell(cell, hit, pictures, new=False)
     return figure
+
+
+def title_of(query: Query) -> str:
+    """What pictures are shown for, in words and short."""
+    match query:
+        case TextQuery():
+            return f"“{shown(query)}”"
+        case LikeQuery(image_id):
+            return f"more like {shortened(image_id)}"
+        case ImageQuery() | UrlQuery():
+            return f"like the picture {shown(query).partition(':')[2]}"
+        case MixQuery():
+            return shown(query)
 
 
 def thumbnail(figure_or_png: Figure | Path) -> str:
@@ -147,5 +170,9 @@ def _drawable(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _title(query: str) -> str:
-    return _drawable(f"more like {query.removeprefix(LIKE)}" if query.startswith(LIKE) else f"“{query}”")
+def _head(figure: Figure, title: str, fontsize: int) -> None:
+    """The title above the pictures, on two lines at most."""
+    # A bold letter is some 0.6 times as wide as the font is high, which is given in 72nds of an inch.
+    letters = max(int(figure.get_figwidth() * 72 / (0.6 * fontsize)), 10)
+    lines = textwrap.wrap(title, letters, max_lines=2, placeholder=" …")
+    figure.suptitle(_drawable("\n".join(lines)), x=0.01, ha="left", fontsize=fontsize, fontweight="bold", color=_INK)

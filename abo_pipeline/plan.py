@@ -7,8 +7,8 @@ plan is shown for those who show it.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from abo_pipeline.store.indexes import HNSW_M
 from abo_pipeline.store.spaces import Account
+from abo_pipeline.store.strategies import HNSW_M
 
 _ROW_BYTES = 190
 """Of a stored vector besides the vector itself: tuple header, id, key, digest, fingerprint, entries in two b-trees."""

@@ -15,8 +15,9 @@ from typing import Any
 
 from abo_pipeline.download import write_whole
 from abo_pipeline.errors import SettingsError
-from abo_pipeline.grids import GridRow, grid_figure
-from abo_pipeline.hits import Hits, LikeQuery, parse_query
+from abo_pipeline.grids import GridRow, grid_figure, title_of
+from abo_pipeline.hits import Hits
+from abo_pipeline.queries import LikeQuery, Query, parse_query, parts_of
 from abo_pipeline.search import ImageSearch, stands_for
 from abo_pipeline.store.nearest import image_path, scope
 
@@ -55,7 +56,7 @@ class Comparison:
 
     Attributes:
         query: as asked.
-        asked: the path of the stored image that was searched by, if one was.
+        asked: the path of the stored image that was searched by, if one was; of several the first.
         by_size: each size with its hits.
     """
 
@@ -114,7 +115,7 @@ def compare(search: ImageSearch, query: str, sizes: Sequence[int], k: int) -> Co
 
     Args:
         search: of the space to report on.
-        query: as ``search.parse_query`` reads it; ``like:`` is made ``like:ID`` of an image that every size holds.
+        query: as ``parse_query`` reads it; ``like:`` is made ``like:ID`` of an image that every size holds.
         sizes: ascending.
         k: hits a size.
 
@@ -123,8 +124,12 @@ def compare(search: ImageSearch, query: str, sizes: Sequence[int], k: int) -> Co
     """
     parsed = stands_for(search.space, parse_query(query))
     rows = tuple((coverage_of(search, size), search(parsed, k, size=size)) for size in sizes)
-    asked = image_path(search.space, parsed.image_id) if isinstance(parsed, LikeQuery) else None
-    return Comparison(str(parsed), asked, rows)
+    return Comparison(str(parsed), _asked(search, parsed), rows)
+
+
+def _asked(search: ImageSearch, query: Query) -> str | None:
+    stored = [part.query for part in parts_of(query) if isinstance(part.query, LikeQuery) and part.weight > 0]
+    return image_path(search.space, stored[0].image_id) if stored else None
 
 
 def coverage_of(search: ImageSearch, size: int) -> Coverage:
@@ -156,7 +161,8 @@ def write_report(search: ImageSearch, queries: Sequence[str], sizes: Sequence[in
         grids: dict[str, Path] = {}
         for number, comparison in enumerate(comparisons, start=1):
             path = folder / f"{number:02}-{_slug(comparison.query)}.png"
-            figure = grid_figure(comparison.query, comparison.rows(), search.pictures, k, comparison.asked)
+            title = title_of(comparison.by_size[0][1].query)
+            figure = grid_figure(title, comparison.rows(), search.pictures, k, comparison.asked)
             write_whole(path, partial(figure.savefig, dpi=_DPI, format="png"))
             grids[comparison.query] = path
         _write_text(folder / "numbers.json", json.dumps(numbers, indent=1) + "\n")

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -82,8 +82,22 @@ def _ascending(sizes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted(set(sizes)))
 
 
+def _hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
+    """In the spelling that URLs are brought into, without which none would ever match."""
+    hosts = tuple(host.lower() for host in hosts)
+    if not all(re.fullmatch(r"([a-z0-9._-]*[a-z0-9_-]|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", host) for host in hosts):
+        raise ValueError("a host is written like pictures.intranet, 10.0.0.5:8080 or [fd00::5], and é as xn--")
+    return hosts
+
+
 def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(values))
+
+
+def _prompts(prompts: tuple[str, ...]) -> tuple[str, ...]:
+    if any(prompt.count("{}") != 1 for prompt in prompts):
+        raise ValueError("each prompt holds {} once, where the text goes")
+    return _distinct(prompts)
 
 
 class Settings(BaseSettings):
@@ -150,13 +164,46 @@ class Settings(BaseSettings):
     reports_url: str = Field(
         "", description="Where a web server shows the folder of reports, for links in Dagster's UI. Unset: file links."
     )
+    strategy: Literal["exact", "hnsw", "hnsw_float", "ivfflat", "bit", "diskann"] = Field(
+        "hnsw",
+        description="How sizes are indexed: exact (no index), hnsw (half precision), hnsw_float, ivfflat, bit, or "
+        "diskann where the server has pgvectorscale, else hnsw.",
+    )
+    exact_below: int = Field(
+        2_000, ge=0, description="A size of fewer vectors has no index: comparing with all of them is quicker."
+    )
+    recall_target: float = Field(
+        0.99,
+        gt=0,
+        le=1,
+        description="Recall that the effort of searches is raised for, at 10 and at 100 hits, for images and texts.",
+    )
     index_memory_mb: int = Field(1024, ge=1, description="At most so much memory for building one vector index.")
     queries: Annotated[tuple[str, ...], NoDecode, _split(";"), AfterValidator(_distinct)] = Field(
         PRODUCT_QUERIES,
         min_length=1,
-        description="The report's queries, separated by ';'. 'like:ID' means a stored image, 'like:' the first one.",
+        description="The report's queries, separated by ';', written as for `abo search`. 'like:ID' means a stored "
+        "image, 'like:' the first one.",
     )
     report_k: int = Field(5, ge=1, le=50, description="Pictures a row in the report.")
+    prompts: Annotated[tuple[str, ...], NoDecode, _split(";"), AfterValidator(_prompts)] = Field(
+        ("{}",),
+        min_length=1,
+        description="What the model is told of a text, which takes the place of {}: 'a photo of {}'. Of several, "
+        "separated by ';', the mean counts.",
+    )
+    url_timeout: float = Field(
+        10,
+        gt=0,
+        le=600,
+        allow_inf_nan=False,
+        description="Seconds that fetching a picture to search by from its URL may take in all.",
+    )
+    url_hosts: Annotated[tuple[str, ...], NoDecode, _split(","), AfterValidator(_hosts)] = Field(
+        (),
+        description="Hosts that such a picture may come from though their addresses are private, separated by ',': "
+        "pictures.intranet, or host:port for one port alone.",
+    )
 
     @field_validator("state_dir")
     @classmethod
@@ -311,5 +358,5 @@ def _explain(error: ValidationError) -> str:
 
 def _explain_one(location: Sequence[int | str], details: Any) -> str:
     variable = f"ABO_{str(location[0]).upper()}"
-    shown = ":" if "_url" in variable.lower() else f" has value {details['input']!r}:"
+    shown = ":" if variable.endswith("_URL") else f" has value {details['input']!r}:"
     return f"{variable}{shown} {details['msg'].removeprefix('Value error, ')}."

@@ -95,6 +95,7 @@ def settings(tmp_path: Path, sample: Sample, database_url: str) -> Settings:
         sizes="20,60,120",
         partitions=4,
         batch_size=16,
+        exact_below=0,
         queries=("a red chair", "like:"),
         report_k=3,
     )

@@ -30,7 +30,7 @@ ABO = Path(sys.executable).with_name("abo")
 
 DOCTOR = (
     *("python", "machine", "state", "assets", "archive", "listings", "model", "postgres", "space"),
-    *("dagster", "launcher"),
+    *("search", "dagster", "launcher"),
 )
 """What the doctor looks at, in its order."""
 
@@ -278,7 +278,7 @@ def test_the_doctor_names_what_is_wrong_and_the_remedy(abo, monkeypatch):
     marks = {line.split()[1]: line.split()[0] for line in out.splitlines()}
     assert code == 1
     assert tuple(marks) == DOCTOR
-    assert [what for what, mark in marks.items() if mark == "bad"] == ["model", "postgres", "space"]
+    assert [what for what, mark in marks.items() if mark == "bad"] == ["model", "postgres", "space", "search"]
     assert "There is no model folder /no/such/model." in out
     assert "s3cret" not in out
 

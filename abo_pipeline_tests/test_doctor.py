@@ -29,6 +29,7 @@ EVERYTHING = (
     "model",
     "postgres",
     "space",
+    "search",
     "dagster",
     "launcher",
 )

@@ -207,8 +207,13 @@ def test_hits_are_plain_values_as_json(search):
                 "product_type": None,
                 "color": None,
                 "brand": None,
+                "folded": [],
             }
         ],
+        "space": "colours",
+        "page": 1,
+        "filters": {},
+        "match": None,
     }
 
 

@@ -54,9 +54,14 @@ def test_the_defaults_are_the_official_archive_and_the_full_model(tmp_path):
         "checks_cron": "0 6 * * *",
         "alert_url": None,
         "reports_url": "",
+        "strategy": "hnsw",
+        "exact_below": 2_000,
+        "recall_target": 0.99,
         "index_memory_mb": 1024,
         "queries": PRODUCT_QUERIES,
         "report_k": 5,
+        "url_timeout": 10,
+        "url_hosts": (),
     }
 
 
@@ -111,6 +116,12 @@ def test_settings_do_not_change():
         ("ABO_INDEX_MEMORY_MB", "64", 64),
         ("ABO_QUERIES", "a red, or blue, chair; like:41++65Gq75L ;", ("a red, or blue, chair", "like:41++65Gq75L")),
         ("ABO_REPORT_K", "50", 50),
+        ("ABO_URL_TIMEOUT", "2.5", 2.5),
+        (
+            "ABO_URL_HOSTS",
+            "Pictures.Intranet, [FD00::5]:80,10.0.0.5:8080",
+            ("pictures.intranet", "[fd00::5]:80", "10.0.0.5:8080"),
+        ),
     ],
 )
 def test_each_setting_has_a_variable(monkeypatch, variable, text, value):
@@ -181,6 +192,9 @@ def test_a_variable_that_is_no_setting_is_ignored(monkeypatch):
         ({"partitions": 0}, "ABO_PARTITIONS has value 0: Input should be greater than or equal to 1."),
         ({"partitions": 10_001}, "ABO_PARTITIONS has value 10001: Input should be less than or equal to 10000."),
         ({"batch_size": 0}, "ABO_BATCH_SIZE has value 0: Input should be greater than or equal to 1."),
+        ({"url_timeout": 0}, "ABO_URL_TIMEOUT has value 0: Input should be greater than 0."),
+        ({"url_timeout": 601}, "ABO_URL_TIMEOUT has value 601: Input should be less than or equal to 600."),
+        ({"url_timeout": "nan"}, "ABO_URL_TIMEOUT has value 'nan': Input should be a finite number."),
         ({"report_k": 51}, "ABO_REPORT_K has value 51: Input should be less than or equal to 50."),
         ({"sizes": "0,10"}, "ABO_SIZES has value '0,10': sizes are whole numbers from 1 to 1,000,000,000."),
         ({"sizes": ","}, "ABO_SIZES has value ',': sizes are whole numbers from 1 to 1,000,000,000."),
@@ -214,6 +228,30 @@ def test_a_value_that_cannot_be_is_refused_by_the_name_of_its_variable(arguments
 def test_a_list_without_queries_is_refused():
     assert refusal(queries=" ; ;") == (
         "ABO_QUERIES has value []: Tuple should have at least 1 item after validation, not 0."
+    )
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "http://pictures.intranet",
+        "pictures.intranet/",
+        "user@pictures.intranet",
+        "pictures.intranet.",
+        "pictures.intranet:",
+        "pictures.intranet:123456",
+        "bücher.intranet",
+        "*.intranet",
+        "10.0.0.0/8",
+        "fd00::5",
+        "[fd00::5",
+        ":80",
+    ],
+)
+def test_an_allowed_host_that_no_url_could_match_is_refused(host):
+    assert refusal(url_hosts=f"other.intranet,{host}") == (
+        f"ABO_URL_HOSTS has value {f'other.intranet,{host}'!r}:"
+        " a host is written like pictures.intranet, 10.0.0.5:8080 or [fd00::5], and é as xn--."
     )
 
 

@@ -21,13 +21,15 @@ from abo_pipeline.defs.metadata import table
 from abo_pipeline.defs.partitions import image_partitions
 from abo_pipeline.defs.resources import StoreResource
 from abo_pipeline.encoder import Encoder
+from abo_pipeline.evaluation import SizeMeasures
 from abo_pipeline.pictures import open_images
 from abo_pipeline.sampling import partition_range
 from abo_pipeline.settings import Settings
-from abo_pipeline.store.nearest import by_index, explain, first_image, scope, stored_vector
+from abo_pipeline.store.canary import ask_canary
+from abo_pipeline.store.explain import plan_of
+from abo_pipeline.store.measures import measured
+from abo_pipeline.store.nearest import Ask, first_image, scope, stored_vector
 from abo_pipeline.store.spaces import NORM_TOLERANCE, Reason
-
-SIMILARITY_TOLERANCE = 1e-3
 
 STEADY_OVERLAP = 0.5
 """overlap@10 over the fixed queries, below which a person should look."""
@@ -58,25 +60,26 @@ def index_is_used(
     encoder: dg.ResourceParam[Encoder],
     store: dg.ResourceParam[StoreResource],
 ) -> dg.AssetCheckResult:
-    """Postgres plans the search at each size through that size's index."""
+    """Postgres plans the search at each size as it was built to be: through the size's index, or exactly."""
     with store.opened() as opened:
         space = opened.open_space(settings.space_name, encoder)
         image_id = first_image(space)
         vector = None if image_id is None else stored_vector(space, image_id)
         if vector is None:
             return dg.AssetCheckResult(passed=False, description=_NOTHING_EMBEDDED)
+        known = {found.size for found in measured(space, settings.sizes)}
         rows = []
         for size in settings.sizes:
             within = scope(space, size)
-            plan = explain(space, vector, 10, within)
-            used = within.index_name is not None and f"using {within.index_name} " in plan
-            rows.append({"size": size, "index": within.index_name, "used": used, "plan": plan})
+            plan = plan_of(space, Ask(vector, 10, within))
+            used = size in known and (within.index_name is None or f"using {within.index_name} " in plan)
+            rows.append({"size": size, "index": within.index_name or "none", "used": used, "plan": plan})
     unused = [row["size"] for row in rows if not row["used"]]
     return dg.AssetCheckResult(
         passed=not unused,
         description=f"not used at size(s) {unused}: materialize embedding_index again"
         if unused
-        else "used at every size",
+        else "every size is searched as it was built to be",
         metadata={"plans": table(rows)},
     )
 
@@ -88,31 +91,51 @@ def canary_query_answers(
     store: dg.ResourceParam[StoreResource],
 ) -> dg.AssetCheckResult:
     """At each size, a stored vector finds its own image through the index, and as many others as are there."""
-    k = 10
     with store.opened() as opened:
         space = opened.open_space(settings.space_name, encoder)
-        image_id = first_image(space)
-        vector = None if image_id is None else stored_vector(space, image_id)
-        if vector is None:
-            return dg.AssetCheckResult(passed=False, description=_NOTHING_EMBEDDED)
-        rows = []
-        for size in settings.sizes:
-            within = scope(space, size)
-            embedded, _ = space.coverage(within.cutoff)
-            hits = by_index(space, vector, k, within) if within.index_name else []
-            best = hits[0].similarity if hits else None
-            # A picture that is stored twice is as near to itself as its twin.
-            found = best is not None and best > 1 - SIMILARITY_TOLERANCE and len(hits) == min(k, embedded)
-            rows.append({"size": size, "hits": len(hits), "of": min(k, embedded), "best": best, "found": found})
-    lost = [row["size"] for row in rows if not row["found"]]
+        answers = [ask_canary(space, size) for size in settings.sizes]
+    known = [answer for answer in answers if answer]
+    if not known:
+        return dg.AssetCheckResult(passed=False, description=_NOTHING_EMBEDDED)
+    lost = [answer.size for answer in known if not answer.found]
     return dg.AssetCheckResult(
         passed=not lost,
-        description=f"image {image_id} does not find itself, or too few others, at size(s) {lost}: drop the size's "
-        "index in Postgres and materialize embedding_index again"
+        description=f"image {known[0].image_id} does not find itself, or too few others, at size(s) {lost}: "
+        "`abo index --rebuild`, or embedding_index with rebuild: true, builds them anew"
         if lost
-        else f"image {image_id} finds itself at every size",
-        metadata={"answers": table(rows)},
+        else f"image {known[0].image_id} finds itself at every size",
+        metadata={"answers": table([asdict(answer) | {"found": answer.found} for answer in known])},
     )
+
+
+@dg.asset_check(asset="embedding_index", blocking=True)
+def recall_meets_target(
+    settings: dg.ResourceParam[Settings],
+    encoder: dg.ResourceParam[Encoder],
+    store: dg.ResourceParam[StoreResource],
+) -> dg.AssetCheckResult:
+    """At each size, searches find as much of what an exact search finds as they are to, for pictures and for texts."""
+    with store.opened() as opened:
+        space = opened.open_space(settings.space_name, encoder)
+        found = {known.size: known.measures for known in measured(space, settings.sizes)}
+    measures = [SizeMeasures.of(plain) for plain in found.values() if plain]
+    unknown = [size for size in settings.sizes if not found.get(size)]
+    low = [known.size for known in measures if not known.met]
+    rows = [
+        {"size": known.size, "strategy": known.strategy, "kind": kind, "k": k, "recall": round(recall, 4)}
+        for known in measures
+        for (kind, k), recall in known.recalls().items()
+    ]
+    if unknown:
+        words = f"not measured at size(s) {unknown}: materialize embedding_index again"
+    elif low:
+        words = (
+            f"below {settings.recall_target} at size(s) {low} with the largest effort there is: choose another "
+            "strategy (`abo index --strategy hnsw`, ABO_STRATEGY), or a lower ABO_RECALL_TARGET"
+        )
+    else:
+        words = f"at least {settings.recall_target} at every size"
+    return dg.AssetCheckResult(passed=not unknown and not low, description=words, metadata={"recall": table(rows)})
 
 
 @dg.asset_check(asset="embedding_index")
@@ -306,5 +329,12 @@ def judged_failures(reasons: Sequence[Reason]) -> dict[str, Any]:
     }
 
 
-WHOLE_CHECKS = (index_is_used, canary_query_answers, sizes_are_covered, golden_queries_are_steady, report_is_fresh)
+WHOLE_CHECKS = (
+    index_is_used,
+    canary_query_answers,
+    recall_meets_target,
+    sizes_are_covered,
+    golden_queries_are_steady,
+    report_is_fresh,
+)
 """Those that are about everything, and can be asked at any time whether all still holds."""

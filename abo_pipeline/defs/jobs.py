@@ -10,7 +10,7 @@ from abo_pipeline.defs.ops import SearchConfig, replay_failures, search_images
 # The launchpad opens with this question in it; another one is a change of a line.
 @dg.job(config=dg.RunConfig(ops={"search_images": SearchConfig(text="red leather office chair")}))
 def search_job() -> None:
-    """Search the embedded images by a text, a picture or a stored image; the hits are in the op's output metadata."""
+    """Search the embedded images by a text, a picture, a stored image or a mix; the output's metadata has the hits."""
     search_images()
 
 

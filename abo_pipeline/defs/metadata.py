@@ -1,6 +1,7 @@
 """How numbers and frames are shown in Dagster's UI. What they are is for the assets."""
 
 import datetime as dt
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,8 +27,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue | dg.Markd
 
 
 def picture(data_url: str, words: str) -> dg.MarkdownMetadataValue:
-    """A picture that the UI shows in place."""
-    return dg.MetadataValue.md(f"![{words}]({data_url})")
+    """A picture that the UI shows in place. The words are data: nothing in them ends the description early."""
+    described = re.sub(r"([\\\[\]])", r"\\\1", " ".join(words.split()))
+    return dg.MetadataValue.md(f"![{described}]({data_url})")
 
 
 def _cell(value: Any) -> str | int | float | bool | None:

@@ -1,31 +1,31 @@
 """Vector indexes: one a size, built after its rows are there, replaced only by a valid one.
 
-An index is named by what it is: the space, and a digest of the cutoff and the parameters. So "is it built?" is a look
-at the catalogue of Postgres, and building again what is there and valid does nothing: HNSW keeps itself up to date with
-every row that is written. Sizes with the same cutoff, such as two that the catalogue does not fill, share an index.
+An index is named by what it is: the strategy, the space, and a digest of the cutoff and the parameters. So "is it
+built?" is a look at the catalogue of Postgres, and building again what is there and valid does nothing: an index keeps
+itself up to date with every row that is written. Sizes with the same cutoff, such as two that the catalogue does not
+fill, share an index; a size of few rows has none, because comparing with all of them is quicker. What the strategies
+are is in ``strategies``.
 """
 
+import math
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 import psutil
-from sqlalchemy import Connection, delete, func, text
+from sqlalchemy import Connection, delete, func, literal, null, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 
 from abo_pipeline.errors import StoreError
-from abo_pipeline.store.database import transaction, translated
-from abo_pipeline.store.schema import SizeIndex
+from abo_pipeline.store.database import translated
+from abo_pipeline.store.schema import Background, SizeIndex
 from abo_pipeline.store.spaces import EmbeddingSpace
-
-HNSW_M = 24
-HNSW_EF_CONSTRUCTION = 128
-"""With half precision and exact re-ranking, the best of what was measured at 100,000 rows."""
+from abo_pipeline.store.strategies import EXACT, HNSW, METHODS, STRATEGIES, Strategy
 
 _POLL_SECONDS = 1.0
 _LOCK_NAMESPACE = 0x41424F
@@ -35,17 +35,20 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class IndexStatus:
-    """A size's index as Postgres reports it.
+    """How a size is searched, as Postgres reports it.
 
     Attributes:
+        name: of the index; None where an exact scan is quicker.
         size, cutoff: what it serves: the images with ``sample_key <= cutoff``.
         rows: vectors that it covers.
         bytes: on disk.
         seconds: that building took; 0.0 if it was there.
         built: whether this call built it.
+        strategy: by which the size is searched.
+        reason: why, if it is not the strategy that was asked for.
     """
 
-    name: str
+    name: str | None
     size: int
     cutoff: int
     rows: int
@@ -54,12 +57,22 @@ class IndexStatus:
     ready: bool
     built: bool
     seconds: float
+    strategy: str = HNSW
+    reason: str = ""
 
 
 def build_index(
-    space: EmbeddingSpace, size: int, cutoff: int, *, memory_mb: int, progress: Progress = lambda _: None
+    space: EmbeddingSpace,
+    size: int,
+    cutoff: int,
+    *,
+    memory_mb: int,
+    strategy: str = HNSW,
+    exact_below: int = 0,
+    rebuild: bool = False,
+    progress: Progress = lambda _: None,
 ) -> IndexStatus:
-    """Build the HNSW index of a size, unless the very same one is there and valid; then drop the one it replaces.
+    """Build the index of a size, unless the very same one is there and valid; then drop the one it replaces.
 
     Searches and writes go on meanwhile, and the old index serves until the new one is valid.
 
@@ -68,47 +81,101 @@ def build_index(
         size: MAX_IMAGES.
         cutoff: the last sample key of the size.
         memory_mb: at most so much for the build; less is used when the rows need less or the machine has less.
+        strategy: one of ``strategies.NAMES``.
+        exact_below: a size of fewer vectors gets no index.
+        rebuild: build it anew even if it is there and looks valid.
         progress: told in words how far it is, about once a second.
 
     Raises:
         StoreError: the database does not answer, or the index came out invalid.
     """
-    name = _index_name(space.name, cutoff)
     started = time.monotonic()
     with _maintenance(space) as connection:
-        built = not _is_valid(connection, space, name)
-        if built:
-            _build(connection, space, name, cutoff, memory_mb, progress)
-        if not _is_valid(connection, space, name):
-            raise StoreError(
-                f"Index {name} is not valid after its build; the one before it still serves. Build it again."
-            )
-        _register(connection, space, size, cutoff, name)
+        rows = space.vectors(cutoff)
+        chosen, reason = _choose(connection, strategy, rows, exact_below)
+        if reason:
+            progress(f"size {size:,}: {reason}")
+        name, built = None, False
+        if chosen:
+            name = _index_name(chosen, space, cutoff, rows)
+            built = rebuild or not _is_valid(connection, space, name)
+            if built:
+                _build(connection, space, name, chosen, cutoff, rows, memory_mb, progress)
+            if not _is_valid(connection, space, name):
+                raise StoreError(
+                    f"Index {name} is not valid after its build; the one before it still serves. Build it again."
+                )
+        _register(connection, space, size, cutoff, name, chosen, rows, anew=built)
         _drop_unused(connection, space, progress)
-        seconds = time.monotonic() - started if built else 0.0
         # Before somebody else may come and replace it.
-        return _status(space, size, cutoff, name, built=built, seconds=seconds)
+        status = IndexStatus(
+            name,
+            size,
+            cutoff,
+            space.vectors(cutoff),
+            0,
+            valid=True,
+            ready=True,
+            built=built,
+            seconds=time.monotonic() - started if built else 0.0,
+            strategy=chosen.name if chosen else EXACT,
+            reason=reason,
+        )
+        return _as_reported(connection, space, status)
 
 
 def drop_sizes_but(space: EmbeddingSpace, sizes: list[int], progress: Progress = lambda _: None) -> None:
     """Forget sizes that are no longer asked for, and drop what served them alone: an index costs every write."""
     with _maintenance(space) as connection:
-        connection.execute(delete(SizeIndex).where(SizeIndex.space == space.name, SizeIndex.size.not_in(sizes)))
+        for table in (SizeIndex, Background):
+            connection.execute(delete(table).where(table.space == space.name, table.size.not_in(sizes)))
         _drop_unused(connection, space, progress)
 
 
-def _index_name(space: str, cutoff: int) -> str:
+def installed_extensions(connection: Connection) -> dict[str, str]:
+    """The versions of the extensions that indexes come from, as installed in this database."""
+    wanted = {strategy.extension for strategy in STRATEGIES.values()}
+    found = text("SELECT extname, extversion FROM pg_extension WHERE extname = ANY (:wanted)")
+    return {row.extname: row.extversion for row in connection.execute(found, {"wanted": sorted(wanted)})}
+
+
+def _choose(connection: Connection, wanted: str, rows: int, exact_below: int) -> tuple[Strategy | None, str]:
+    """The strategy for so many rows, None for an exact scan; and why, if it is not the one that is wanted."""
+    if wanted == EXACT:
+        return None, ""
+    if rows < exact_below:
+        return None, f"searched exactly, which is quicker below {exact_below:,} vectors (ABO_EXACT_BELOW)"
+    strategy = STRATEGIES[wanted]
+    if strategy.extension not in installed_extensions(connection):
+        reason = f"hnsw instead of {wanted}, because this database has no extension {strategy.extension}"
+        return STRATEGIES[HNSW], reason
+    return strategy, ""
+
+
+def _index_name(strategy: Strategy, space: EmbeddingSpace, cutoff: int, rows: int) -> str:
     """At most 63 characters, all of them safe to stand in a statement: a space's name is a slug."""
-    what = f"hnsw halfvec {HNSW_M} {HNSW_EF_CONSTRUCTION} {cutoff}"
-    return f"hnsw_{space}_{blake2b(what.encode(), digest_size=4).hexdigest()}"
+    what = f"{strategy.definition(rows, space.dimension)} {cutoff}"
+    return f"{strategy.name}_{space.name}_{blake2b(what.encode(), digest_size=4).hexdigest()}"
 
 
 @contextmanager
-def _maintenance(space: EmbeddingSpace) -> Iterator[Connection]:
+def without_index_work(space: EmbeddingSpace, patience_s: float) -> Iterator[None]:
+    """Keep everybody else from building or dropping the space's indexes in the block.
+
+    Raises:
+        StoreError: somebody is at it, and still is after so many seconds.
+    """
+    with _maintenance(space, patience_s):
+        yield
+
+
+@contextmanager
+def _maintenance(space: EmbeddingSpace, patience_s: float = math.inf) -> Iterator[Connection]:
     """A connection for index work: without a transaction round it, and the only one for this space.
 
     It is nobody else's before or after: settings, and the lock if the work is cut short, end with its session.
     """
+    deadline = time.monotonic() + patience_s
     with translated(space.engine), space.engine.connect() as connection:
         connection = connection.execution_options(isolation_level="AUTOCOMMIT")
         connection.detach()
@@ -116,24 +183,37 @@ def _maintenance(space: EmbeddingSpace) -> Iterator[Connection]:
         # Asked for again and again: a session that waits inside pg_advisory_lock holds a snapshot, and a concurrent
         # build in the session that has the lock would wait for that snapshot for ever.
         while not connection.scalar(text("SELECT pg_try_advisory_lock(:namespace, hashtext(:space))"), lock):
+            if time.monotonic() >= deadline:
+                raise StoreError(
+                    f"An index of space {space.name} is being built or dropped. Try again when that is done."
+                )
             time.sleep(_POLL_SECONDS)
         yield connection
         connection.execute(text("SELECT pg_advisory_unlock(:namespace, hashtext(:space))"), lock)
 
 
 def _build(
-    connection: Connection, space: EmbeddingSpace, name: str, cutoff: int, memory_mb: int, progress: Progress
+    connection: Connection,
+    space: EmbeddingSpace,
+    name: str,
+    strategy: Strategy,
+    cutoff: int,
+    rows: int,
+    memory_mb: int,
+    progress: Progress,
 ) -> None:
-    # What an interrupted build left behind is invalid, and would keep the name.
-    _drop(connection, name)
-    rows = space.vectors(cutoff)
+    # One that is there and serves is replaced in one step. What an interrupted build left behind would keep the name.
+    in_place = _is_valid(connection, space, name)
+    if not in_place:
+        _drop(connection, name)
     memory = _memory_mb(rows, space.dimension, memory_mb)
     workers = max(0, min(_cores() - 1, 7))
     progress(f"building {name} over {rows:,} rows with {memory} MB and {workers + 1} process(es)")
     statement = text(
-        f"CREATE INDEX CONCURRENTLY {name} ON {space.table.name} "
-        f"USING hnsw (CAST(embedding AS halfvec({space.dimension})) halfvec_cosine_ops) "
-        f"WITH (m = {HNSW_M}, ef_construction = {HNSW_EF_CONSTRUCTION}) WHERE sample_key <= {cutoff}"
+        f"REINDEX INDEX CONCURRENTLY {_qualified(connection, name)}"
+        if in_place
+        else f"CREATE INDEX CONCURRENTLY {name} ON {space.table.name} "
+        f"{strategy.definition(rows, space.dimension)} WHERE sample_key <= {cutoff}"
     )
     connection.execute(text(f"SET maintenance_work_mem = '{memory}MB'"))
     connection.execute(text(f"SET max_parallel_maintenance_workers = {workers}"))
@@ -218,37 +298,66 @@ def _is_valid(connection: Connection, space: EmbeddingSpace, name: str) -> bool:
     return row is not None and row[0] and row[1]
 
 
+def _qualified(connection: Connection, name: str) -> str:
+    """The name of an index of this catalogue, and for want of one not another catalogue's."""
+    return f"{connection.scalar(text('SELECT quote_ident(current_schema())'))}.{name}"
+
+
 def _drop(connection: Connection, name: str) -> None:
-    """Drop this catalogue's index of that name, and for want of one not another catalogue's."""
-    schema = connection.scalar(text("SELECT quote_ident(current_schema())"))
-    connection.execute(text(f"DROP INDEX CONCURRENTLY IF EXISTS {schema}.{name}"))
+    connection.execute(text(f"DROP INDEX CONCURRENTLY IF EXISTS {_qualified(connection, name)}"))
 
 
-def _register(connection: Connection, space: EmbeddingSpace, size: int, cutoff: int, name: str) -> None:
-    """From here on searches use it."""
-    values = {"cutoff": cutoff, "index_name": name, "built_at": func.now()}
+def _register(
+    connection: Connection,
+    space: EmbeddingSpace,
+    size: int,
+    cutoff: int,
+    name: str | None,
+    strategy: Strategy | None,
+    rows: int,
+    *,
+    anew: bool,
+) -> None:
+    """From here on searches use it. What was measured of the one before does not hold for this one."""
+    values = {
+        "cutoff": cutoff,
+        "index_name": name,
+        "built_at": func.now(),
+        "strategy": strategy.name if strategy else EXACT,
+        "rows": rows,
+        "extension": _extension(connection, strategy),
+        "efforts": null(),
+        "measured": null(),
+        "measured_at": null(),
+    }
     statement = upsert(SizeIndex).values(space=space.name, size=size, **values)
-    differs = (SizeIndex.index_name != name) | (SizeIndex.cutoff != cutoff)
+    differs = SizeIndex.index_name.is_distinct_from(name) | (SizeIndex.cutoff != cutoff) | literal(anew)
     connection.execute(
         statement.on_conflict_do_update(index_elements=[SizeIndex.space, SizeIndex.size], set_=values, where=differs)
     )
 
 
+def _extension(connection: Connection, strategy: Strategy | None) -> str | None:
+    """The extension and its version that a strategy's indexes are made by."""
+    return f"{strategy.extension} {installed_extensions(connection)[strategy.extension]}" if strategy else None
+
+
 def _drop_unused(connection: Connection, space: EmbeddingSpace, progress: Progress) -> None:
     """Drop the space's vector indexes that no size is served by: unknown ones, and what an unfinished build left."""
     unused = text(
-        "SELECT relname FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid "
-        "WHERE indrelid = to_regclass(:table) AND starts_with(relname, :prefix) "
-        "AND (NOT indisvalid OR relname NOT IN (SELECT index_name FROM size_indexes WHERE space = :space))"
+        "SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam "
+        "WHERE i.indrelid = to_regclass(:table) AND a.amname = ANY (:methods) "
+        "AND (NOT i.indisvalid OR c.relname NOT IN (SELECT index_name FROM size_indexes "
+        "WHERE space = :space AND index_name IS NOT NULL))"
     )
-    ours = {"table": space.table.name, "prefix": f"hnsw_{space.name}_", "space": space.name}
+    ours = {"table": space.table.name, "methods": list(METHODS), "space": space.name}
     for name in connection.scalars(unused, ours).all():
         _drop(connection, name)
         progress(f"dropped {name}, which no size needs any more")
 
 
-def _status(space: EmbeddingSpace, size: int, cutoff: int, name: str, *, built: bool, seconds: float) -> IndexStatus:
-    rows = space.vectors(cutoff)
-    with transaction(space.engine) as connection:
-        valid, ready, size_bytes = connection.execute(_VALIDITY, {"table": space.table.name, "name": name}).one()
-    return IndexStatus(name, size, cutoff, rows, size_bytes, valid, ready, built, seconds)
+def _as_reported(connection: Connection, space: EmbeddingSpace, status: IndexStatus) -> IndexStatus:
+    if status.name is None:
+        return status
+    valid, ready, size_bytes = connection.execute(_VALIDITY, {"table": space.table.name, "name": status.name}).one()
+    return replace(status, valid=valid, ready=ready, bytes=size_bytes)

@@ -1,40 +1,47 @@
 """The nearest stored images to a vector: by a size's index, or exactly.
 
-The contract is "the k nearest, or all there are". An index answers approximately and may come up short, so its
-candidates are ordered again by their full-precision vectors, and a short answer is replaced by an exact one. How a
-query vector comes about, and what a hit looks like to people, is for ``search``.
+The contract is "the k nearest, or all there are", under any filter. An index answers approximately and may come up
+short, so its candidates are ordered again by their full-precision vectors, and a short answer, or one whose end lies
+among equals that may not all have been seen, is replaced by an exact one. A filter that few images pass is answered by
+comparing with those few. How a query vector comes about, and what a hit looks like to people, is for ``search``.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection, TextClause, select, text
 
+from abo_pipeline.errors import StoreError
+from abo_pipeline.filters import NO_FILTER, Filters
 from abo_pipeline.sampling import LAST_KEY
-from abo_pipeline.store.database import transaction
+from abo_pipeline.store.analytics import DESCRIBED_BY
+from abo_pipeline.store.database import is_gone, transaction, tuned
+from abo_pipeline.store.filtering import estimated_share, matching_images, parameters, row_condition
 from abo_pipeline.store.schema import Image, SizeIndex
 from abo_pipeline.store.spaces import EmbeddingSpace
+from abo_pipeline.store.strategies import EXACT, MAX_EF_SEARCH, STRATEGIES, Strategy
 
-EF_SEARCH = 200
-"""Candidates that HNSW keeps while it walks. Text queries lie off the cone of image vectors and need several times the
-effort of image queries for the same recall: 200 gave 0.99 for both at 100,000 rows."""
+MOST_BY_INDEX = MAX_EF_SEARCH
+"""A larger k is answered exactly."""
 
-MAX_EF_SEARCH = 1000
-"""pgvector's limit. A larger k is answered exactly."""
-
-CANDIDATES_PER_HIT = 3
-"""So many times k are fetched by half-precision distance, to be ordered by the exact one."""
-
-
-RECALL_QUERIES = 50
-"""Stored vectors that an index's recall is measured with."""
+FEW_MATCHES = 10_000
+"""Images that pass a filter, up to which they are all compared: that takes about 15 ms, and leaves nothing out."""
 
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A stored image near to a query, with what is known of it; texts of the product are None without listings."""
+    """A stored image near to a query, with what is known of it; texts of the product are None without listings.
+
+    Attributes:
+        distance: 1 − similarity, as Postgres computed it: with the id it is the place in the order.
+        digest: of the file.
+        vector: (dimension,) if it was asked for.
+    """
 
     image_id: str
     path: str
@@ -44,21 +51,81 @@ class Neighbour:
     product_type: str | None
     color: str | None
     brand: str | None
+    digest: str = field(default="", compare=False)
+    distance: float = field(default=0.0, compare=False)
+    vector: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
 class Scope:
-    """The part of a space that a search sees: the images up to a sample key.
+    """The part of a space that a search sees, and how it is searched.
 
     Attributes:
         size: as asked for; None for every image there is.
         cutoff: the last sample key.
         index_name: the vector index that serves it; None for an exact scan.
+        strategy: of that index.
+        rows: vectors when the index was built.
+        efforts: what the index's effort was tuned to, by number of hits; empty if it has not been.
     """
 
     size: int | None
     cutoff: int
     index_name: str | None
+    strategy: str = EXACT
+    rows: int = 0
+    efforts: Mapping[int, int] = field(default_factory=dict)
+
+    def effort(self, k: int) -> int:
+        """The effort for k hits: as tuned for the next larger number, or in proportion beyond the largest."""
+        if not self.efforts:
+            return STRATEGIES[self.strategy].default_effort
+        for known, effort in sorted(self.efforts.items()):
+            if k <= known:
+                return effort
+        return -(-effort * k // known)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A search as the store answers it.
+
+    Attributes:
+        vector: (dimension,), of length 1.
+        k: at least 1.
+        scope: which images to see.
+        exclude: image_ids to leave out.
+        filters: what a hit must satisfy.
+        after: go on behind this place: distance and image_id of the last hit that was seen.
+        with_vectors: give each hit's stored vector too.
+        effort: of the index; None for what was tuned.
+    """
+
+    vector: NDArray[np.float32]
+    k: int
+    scope: Scope
+    exclude: Sequence[str] = ()
+    filters: Filters = NO_FILTER
+    after: tuple[float, str] | None = None
+    with_vectors: bool = False
+    effort: int | None = None
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a search is to be answered.
+
+    Attributes:
+        strategy: of the index to go by; None for an exact scan.
+        reason: why, in words.
+        effort: of the index.
+        visited: rows that the index scan may have to look at.
+    """
+
+    strategy: Strategy | None
+    reason: str
+    effort: int = 0
+    visited: int = 0
 
 
 def scope(space: EmbeddingSpace, size: int | None) -> Scope:
@@ -66,7 +133,7 @@ def scope(space: EmbeddingSpace, size: int | None) -> Scope:
 
     Args:
         space: where to search.
-        size: number of images, at least 1; None for the largest size that has an index.
+        size: number of images, at least 1; None for the largest size that has been indexed.
     """
     indexed = select(SizeIndex).where(SizeIndex.space == space.name)
     with transaction(space.engine) as connection:
@@ -75,7 +142,8 @@ def scope(space: EmbeddingSpace, size: int | None) -> Scope:
         else:
             row = connection.execute(indexed.where(SizeIndex.size == size)).one_or_none()
         if row:
-            return Scope(row.size, row.cutoff, row.index_name)
+            efforts = {int(k): effort for k, effort in (row.efforts or {}).items()}
+            return Scope(row.size, row.cutoff, row.index_name, row.strategy, row.rows, efforts)
         last = None
         if size is not None:
             nth = select(Image.sample_key).order_by(Image.sample_key).offset(size - 1).limit(1)
@@ -85,77 +153,126 @@ def scope(space: EmbeddingSpace, size: int | None) -> Scope:
 
 
 def nearest(
-    space: EmbeddingSpace, vector: NDArray[np.float32], k: int, scope: Scope, *, exclude: Sequence[str] = ()
+    space: EmbeddingSpace,
+    vector: NDArray[np.float32],
+    k: int,
+    scope: Scope,
+    *,
+    exclude: Sequence[str] = (),
+    filters: Filters = NO_FILTER,
+    after: tuple[float, str] | None = None,
+    with_vectors: bool = False,
 ) -> list[Neighbour]:
     """The k images of a scope with the highest cosine similarity to a vector, or all there are; ties by image_id.
+
+    Takes what ``Ask`` describes.
+    """
+    ask = Ask(vector, k, scope, exclude, filters, after, with_vectors)
+    way = way_of(space, ask)
+    if way.strategy:
+        found = _by_index(space, ask, way)
+        if found is not None:
+            return found
+    return _exactly(space, ask)
+
+
+def neighbour_chunks(
+    space: EmbeddingSpace, vector: NDArray[np.float32], chunk: int, scope: Scope, **options: Any
+) -> Iterator[list[Neighbour]]:
+    """All images of a scope in the order of their similarity, fetched ``chunk`` at a time as they are asked for.
+
+    Each chunk goes on behind the last image of the one before, so that none comes twice and the order holds whatever
+    an index overlooks, and whatever is written meanwhile. With the same ``chunk`` a longer walk begins as a shorter
+    one does.
 
     Args:
         space: where to search.
         vector: (dimension,), of length 1.
-        k: at least 1.
+        chunk: at least 1.
         scope: which images to see.
-        exclude: image_ids to leave out.
+        options: ``exclude``, ``filters``, ``with_vectors``, as ``nearest`` takes them.
     """
-    if scope.index_name and k <= MAX_EF_SEARCH:
-        found = by_index(space, vector, k, scope, exclude=exclude)
-        if len(found) == k:
-            return found
-    # In a transaction of its own, without the settings that keep the planner to an index.
-    with transaction(space.engine) as connection:
-        parameters = {"query": vector, "k": k, "exclude": list(exclude)}
-        return [Neighbour(*row) for row in connection.execute(_exact(space, scope), parameters)]
+    after = None
+    while True:
+        found = nearest(space, vector, chunk, scope, after=after, **options)
+        yield found
+        if len(found) < chunk:
+            return
+        after = (found[-1].distance, found[-1].image_id)
+
+
+def neighbours(
+    space: EmbeddingSpace, vector: NDArray[np.float32], chunk: int, scope: Scope, **options: Any
+) -> Iterator[Neighbour]:
+    """What ``neighbour_chunks`` gives, one by one."""
+    return chain.from_iterable(neighbour_chunks(space, vector, chunk, scope, **options))
 
 
 def by_index(
-    space: EmbeddingSpace, vector: NDArray[np.float32], k: int, scope: Scope, *, exclude: Sequence[str] = ()
+    space: EmbeddingSpace,
+    vector: NDArray[np.float32],
+    k: int,
+    scope: Scope,
+    *,
+    exclude: Sequence[str] = (),
+    effort: int | None = None,
 ) -> list[Neighbour]:
     """What the index of a scope finds by itself: approximately the k nearest, and perhaps fewer.
 
-    Takes what ``nearest`` takes; the scope must have an index.
+    Takes what ``Ask`` describes; the scope must have an index.
     """
-    parameters = {"query": vector, "k": k, "exclude": list(exclude), "candidates": _candidates(k)}
-    with transaction(space.engine) as connection:
-        _set_effort(connection, k)
-        return [Neighbour(*row) for row in connection.execute(_indexed(space, scope), parameters)]
+    ask = Ask(vector, k, scope, exclude, effort=effort)
+    way = Way(STRATEGIES[scope.strategy], "", _effort(ask))
+    return _fetch(space, ask, way)[0]
 
 
-def explain(space: EmbeddingSpace, vector: NDArray[np.float32], k: int, scope: Scope) -> str:
-    """Postgres's plan of the search that ``nearest`` runs, under the settings that it runs with."""
-    parameters = {"query": vector, "k": k, "exclude": [], "candidates": _candidates(k)}
-    with transaction(space.engine) as connection:
-        _set_effort(connection, k)
-        statement = _indexed(space, scope) if scope.index_name else _exact(space, scope)
-        plan = connection.execute(text(f"EXPLAIN {statement.text}"), parameters)
-        return "\n".join(line for (line,) in plan)
+def way_of(space: EmbeddingSpace, ask: Ask) -> Way:
+    """How a search is best answered.
 
-
-def recall(space: EmbeddingSpace, scope: Scope, k: int = 10, queries: int = RECALL_QUERIES) -> float | None:
-    """recall@k of the index: the share of the k truly nearest images that it finds by itself, from 0 to 1.
-
-    Asked with stored vectors, each without its own image: those of the first images by sample key, which are a fair
-    sample. An image that is as near as the last of the true ones counts as found.
-
-    Args:
-        space: where to search.
-        scope: which images to see; with an index.
-        k: hits a query.
-        queries: how many to ask.
-
-    Returns:
-        The mean over the queries; None if fewer than two images are embedded.
+    Exactly without an index, for more hits than an index gives, and where a filter lets so few images pass that
+    looking at all of them is quick. Otherwise by the index, which looks at as many rows more as the filter turns away.
     """
-    columns = space.table.c
-    sample = select(columns.image_id, columns.embedding).where(columns.sample_key <= scope.cutoff)
-    with transaction(space.engine) as connection:
-        asked = connection.execute(sample.order_by(columns.sample_key).limit(queries)).all()
-    shares = []
-    for image_id, vector in asked:
-        truth = nearest(space, vector, k, Scope(scope.size, scope.cutoff, None), exclude=[image_id])
-        found = by_index(space, vector, k, scope, exclude=[image_id])
-        if truth:
-            bound = truth[-1].similarity - 1e-6
-            shares.append(sum(hit.similarity >= bound for hit in found) / len(truth))
-    return float(np.mean(shares)) if shares else None
+    scope = ask.scope
+    if scope.index_name is None:
+        return Way(None, "this size has no index")
+    if ask.k > MOST_BY_INDEX:
+        return Way(None, f"more than {MOST_BY_INDEX:,} hits are wanted")
+    strategy, effort = STRATEGIES[scope.strategy], _effort(ask)
+    if not ask.filters:
+        return Way(strategy, "by the size's index", effort, strategy.candidates(ask.k, effort))
+    share = estimated_share(space, scope.cutoff, ask.filters)
+    if share * scope.rows <= FEW_MATCHES:
+        return Way(None, f"about {share:.1%} pass the filter: few enough to compare with all of them")
+    # Twice what is expected: matches may be rarer near the query than elsewhere.
+    visited = int(2 * max(strategy.candidates(ask.k, effort), effort) / share)
+    return Way(strategy, f"about {share:.1%} pass the filter: by the size's index", effort, visited)
+
+
+def statement_of(space: EmbeddingSpace, ask: Ask, way: Way) -> tuple[TextClause, dict[str, Any]]:
+    """The statement that answers a search, and its parameters."""
+    values: dict[str, Any] = {"query": ask.vector, "k": ask.k, "exclude": list(ask.exclude), **parameters(ask.filters)}
+    if ask.after:
+        values |= {"after_distance": ask.after[0], "after_id": ask.after[1]}
+    if way.strategy is None:
+        return _exact(space, ask), values
+    return _indexed(space, ask, way.strategy), values | {"candidates": way.strategy.candidates(ask.k, way.effort)}
+
+
+@contextmanager
+def searching(space: EmbeddingSpace, ask: Ask, way: Way) -> Iterator[Connection]:
+    """A connection as a search needs it: an exact one without the settings that keep the planner to an index."""
+    if way.strategy is None:
+        with transaction(space.engine) as connection:
+            yield connection
+        return
+    settings = {
+        **way.strategy.settings(ask.k, way.effort, way.visited),
+        # On a small table the planner would rather sort all rows than trust an index.
+        "enable_sort": "off",
+        "enable_seqscan": "off",
+    }
+    with tuned(space.engine, settings) as connection:
+        yield connection
 
 
 def stored_vector(space: EmbeddingSpace, image_id: str) -> NDArray[np.float32] | None:
@@ -180,73 +297,114 @@ def image_path(space: EmbeddingSpace, image_id: str) -> str | None:
         return connection.scalar(select(Image.path).where(Image.image_id == image_id))
 
 
-def _candidates(k: int) -> int:
-    return min(max(CANDIDATES_PER_HIT * k, 30), MAX_EF_SEARCH)
+def _effort(ask: Ask) -> int:
+    return ask.scope.effort(ask.k) if ask.effort is None else ask.effort
 
 
-def _set_effort(connection: Connection, k: int) -> None:
-    """Settings of this transaction: they would do nothing outside one."""
-    effort = max(EF_SEARCH, _candidates(k))
-    for setting in (
-        f"hnsw.ef_search = {effort}",
-        # Goes on when a filter has eaten candidates, instead of returning fewer.
-        "hnsw.iterative_scan = strict_order",
-        # On a small table the planner would rather sort all rows than trust an index.
-        "enable_sort = off",
-        "enable_seqscan = off",
-    ):
-        connection.execute(text(f"SET LOCAL {setting}"))
+def _by_index(space: EmbeddingSpace, ask: Ask, way: Way) -> list[Neighbour] | None:
+    """The answer by the index, or None if it is not to be relied on.
+
+    It is short; or its last hit is as far as the farthest candidate, so that of several equals any may have been seen.
+    """
+    found, farthest = _fetch(space, ask, way)
+    if len(found) < ask.k or found[-1].distance >= farthest:
+        return None
+    return found
 
 
-def _indexed(space: EmbeddingSpace, scope: Scope) -> TextClause:
-    """By the partial halfvec index, then by exact distance.
+def _exactly(space: EmbeddingSpace, ask: Ask) -> list[Neighbour]:
+    return _fetch(space, replace(ask, effort=None), Way(None, ""))[0]
+
+
+def _fetch(space: EmbeddingSpace, ask: Ask, way: Way) -> tuple[list[Neighbour], float]:
+    """Hits, and the distance of the farthest candidate that they were chosen from; infinite if that was everything."""
+    try:
+        rows = _rows(space, ask, way)
+    except StoreError as error:
+        if way.strategy is None or not is_gone(error):
+            raise
+        # The server was started anew since the last search. Reading once more does no harm.
+        rows = _rows(space, ask, way)
+    farthest = next((row.farthest for row in rows), None)
+    return [_neighbour(row) for row in rows], float("inf") if farthest is None else farthest
+
+
+def _rows(space: EmbeddingSpace, ask: Ask, way: Way) -> Sequence[Any]:
+    statement, values = statement_of(space, ask, way)
+    with searching(space, ask, way) as connection:
+        return connection.execute(statement, values).all()
+
+
+def _neighbour(row: Any) -> Neighbour:
+    vector = None if row.embedding is None else row.embedding.to_numpy().astype(np.float32, copy=False)
+    return Neighbour(*(*row[:10], vector))
+
+
+def _indexed(space: EmbeddingSpace, ask: Ask, strategy: Strategy) -> TextClause:
+    """By the partial index, then by exact distance.
 
     The cutoff is a literal: as a parameter it would be lost to the planner once the statement has a generic plan, and
-    the partial index with it. The ordering has the form of the index's expression, for nothing else would use it.
+    the partial index with it.
     """
-    half = f"halfvec({space.dimension})"
+    # Without the limit there is nothing that was not seen, and so no candidate that may have unseen equals.
     return text(
         f"""
         WITH candidates AS MATERIALIZED (
-            SELECT image_id, embedding FROM {space.table.name}
-            WHERE sample_key <= {scope.cutoff} AND image_id <> ALL (CAST(:exclude AS text[]))
-            ORDER BY CAST(embedding AS {half}) <=> CAST(CAST(:query AS vector) AS {half})
+            SELECT image_id, embedding FROM {space.table.name} e
+            WHERE sample_key <= {ask.scope.cutoff} AND image_id <> ALL (CAST(:exclude AS text[]))
+            AND {_BEHIND if ask.after else "true"} AND {row_condition(ask.filters)}
+            ORDER BY {strategy.ordering(space.dimension)}
             LIMIT :candidates
+        ), measured AS MATERIALIZED (
+            SELECT image_id, embedding, embedding <=> CAST(:query AS vector) AS distance FROM candidates
         ), hits AS MATERIALIZED (
-            SELECT image_id, embedding <=> CAST(:query AS vector) AS distance
-            FROM candidates ORDER BY distance, image_id LIMIT :k
+            SELECT image_id, {_shown_vector(ask)}, distance,
+                   (SELECT CASE WHEN count(*) = :candidates THEN max(distance) END FROM measured) AS farthest
+            FROM measured ORDER BY distance, image_id LIMIT :k
         )
         {_DESCRIBED}
         """
     )
 
 
-def _exact(space: EmbeddingSpace, scope: Scope) -> TextClause:
+def _exact(space: EmbeddingSpace, ask: Ask) -> TextClause:
     """By comparing with every vector of the scope: adding 0 keeps the planner from any index on the distance."""
     return text(
         f"""
         WITH hits AS MATERIALIZED (
-            SELECT image_id, (embedding <=> CAST(:query AS vector)) + 0 AS distance
-            FROM {space.table.name} e JOIN images USING (image_id)
-            WHERE e.sample_key <= {scope.cutoff} AND image_id <> ALL (CAST(:exclude AS text[]))
-            ORDER BY distance, image_id LIMIT :k
+            SELECT i.image_id, {_shown_vector(ask)}, (embedding <=> CAST(:query AS vector)) + 0 AS distance,
+                   CAST(NULL AS double precision) AS farthest
+            FROM {space.table.name} e JOIN images i USING (image_id)
+            WHERE e.sample_key <= {ask.scope.cutoff} AND i.image_id <> ALL (CAST(:exclude AS text[]))
+            AND {_BEHIND if ask.after else "true"} AND {matching_images(ask.filters)}
+            ORDER BY distance, i.image_id LIMIT :k
         )
         {_DESCRIBED}
         """
     )
 
 
-_DESCRIBED = """
+_BEHIND = (
+    "(e.embedding <=> CAST(:query AS vector), e.image_id) > (CAST(:after_distance AS float8), CAST(:after_id AS text))"
+)
+
+
+def _shown_vector(ask: Ask) -> str:
+    return "embedding" if ask.with_vectors else "CAST(NULL AS vector) AS embedding"
+
+
+_DESCRIBED = f"""
         SELECT h.image_id, i.path, 1 - h.distance AS similarity,
-               p.item_id, p.title, p.product_type, p.color, p.brand
+               p.item_id, p.title, p.product_type, p.color, p.brand, i.digest, h.distance, h.embedding, h.farthest
         FROM hits h
         JOIN images i USING (image_id)
-        LEFT JOIN LATERAL (
-            SELECT item_id, domain_name FROM product_images
-            WHERE product_images.image_id = h.image_id ORDER BY position, item_id, domain_name LIMIT 1
-        ) shows ON true
-        LEFT JOIN products p USING (item_id, domain_name)
+        {DESCRIBED_BY}
         ORDER BY h.distance, h.image_id
 """
-"""A picture may be listed for thousands of products: it is described by one for which it is the main image, if any,
-and among those by the first."""
+
+
+def stored_with_digest(space: EmbeddingSpace, digest: str) -> list[str]:
+    """The images of the catalogue whose files have this digest, as ``archive.digest_of`` gives it; by image_id."""
+    query = select(Image.image_id).where(Image.digest == digest).order_by(Image.image_id)
+    with transaction(space.engine) as connection:
+        return list(connection.scalars(query))

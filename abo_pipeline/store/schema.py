@@ -7,14 +7,18 @@ enforces the dimension. Statements over the tables live in the package's other m
 
 from collections.abc import Callable
 from datetime import datetime
+from typing import Any
 
 from pgvector.sqlalchemy import Vector
 from sqlalchemy import (
     BigInteger,
+    Boolean,
+    CheckConstraint,
     Column,
     Connection,
     DateTime,
     Double,
+    ForeignKey,
     Index,
     Integer,
     MetaData,
@@ -25,8 +29,9 @@ from sqlalchemy import (
     inspect,
     select,
     text,
+    true,
 )
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.schema import CreateIndex, CreateSchema, CreateTable
 
@@ -67,9 +72,14 @@ class Product(Base):
 
 
 class ProductImage(Base):
-    """Which image shows which product. The key's order serves the question "which product is this a picture of?"."""
+    """Which image shows which product.
+
+    The key's order serves the question "which product is this a picture of?"; the index, "which pictures has this
+    product?".
+    """
 
     __tablename__ = "product_images"
+    __table_args__ = (Index("product_images_by_product", "item_id", "domain_name"),)
 
     image_id: Mapped[str] = mapped_column(Text, primary_key=True)
     position: Mapped[int] = mapped_column(SmallInteger, primary_key=True, comment="0 is the main image")
@@ -92,6 +102,22 @@ class Space(Base):
     )
 
 
+class SearchDefault(Base):
+    """The space that searches use if none is named: one row, as soon as there is a space.
+
+    The keys keep it from naming a space that is gone, also while one is dropped and chosen at the same time.
+    """
+
+    __tablename__ = "search_default"
+    __table_args__ = (CheckConstraint("one", name="search_default_is_one"),)
+
+    one: Mapped[bool] = mapped_column(Boolean, primary_key=True, server_default=true(), comment="there is no other row")
+    space: Mapped[str] = mapped_column(ForeignKey("spaces.name"))
+    previous: Mapped[str | None] = mapped_column(
+        ForeignKey("spaces.name", ondelete="SET NULL"), comment="what switching back goes back to"
+    )
+
+
 class Failure(Base):
     """An image that could not be embedded, and why."""
 
@@ -109,15 +135,37 @@ class Failure(Base):
 
 
 class SizeIndex(Base):
-    """The vector index that serves a size of a space."""
+    """How a size of a space is searched: by which index if any, with what effort, and what that was measured to give.
+
+    What was measured is null until it has been, and again when the index is replaced.
+    """
 
     __tablename__ = "size_indexes"
 
     space: Mapped[str] = mapped_column(Text, primary_key=True)
     size: Mapped[int] = mapped_column(BigInteger, primary_key=True)
     cutoff: Mapped[int] = mapped_column(BigInteger, comment="the last sample key of the size")
-    index_name: Mapped[str] = mapped_column(Text)
+    index_name: Mapped[str | None] = mapped_column(Text, comment="null where an exact scan is quicker")
     built_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+    strategy: Mapped[str] = mapped_column(Text, server_default="hnsw")
+    rows: Mapped[int] = mapped_column(
+        BigInteger, server_default=text("0"), comment="vectors when it was built or measured"
+    )
+    extension: Mapped[str | None] = mapped_column(Text, comment="that the index was last seen to work with")
+    efforts: Mapped[dict[str, int] | None] = mapped_column(JSONB, comment="effort by number of hits")
+    measured: Mapped[dict[str, Any] | None] = mapped_column(JSONB, comment="recall and latency by kind and effort")
+    measured_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+
+
+class Background(Base):
+    """How similar the best hits of random queries are, ascending: what a query's own best hit is judged by."""
+
+    __tablename__ = "backgrounds"
+
+    space: Mapped[str] = mapped_column(Text, primary_key=True)
+    size: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    kind: Mapped[str] = mapped_column(Text, primary_key=True, comment="text or image")
+    similarities: Mapped[list[float]] = mapped_column(ARRAY(Double))
 
 
 class GoldenHit(Base):
@@ -168,7 +216,42 @@ def _add_what_watches(connection: Connection) -> None:
     )
 
 
-STEPS: tuple[Callable[[Connection], None], ...] = (_add_what_watches,)
+def _add_what_is_measured(connection: Connection) -> None:
+    connection.execute(
+        text(
+            "ALTER TABLE size_indexes ALTER COLUMN index_name DROP NOT NULL, "
+            "ADD COLUMN strategy text NOT NULL DEFAULT 'hnsw', ADD COLUMN rows bigint NOT NULL DEFAULT 0, "
+            "ADD COLUMN extension text, ADD COLUMN efforts jsonb, ADD COLUMN measured jsonb, "
+            "ADD COLUMN measured_at timestamptz"
+        )
+    )
+    connection.execute(
+        text(
+            "CREATE TABLE backgrounds (space text, size bigint, kind text, similarities double precision[] NOT NULL, "
+            "PRIMARY KEY (space, size, kind))"
+        )
+    )
+    connection.execute(text("CREATE INDEX product_images_by_product ON product_images (item_id, domain_name)"))
+
+
+def _add_search_default(connection: Connection) -> None:
+    connection.execute(
+        text(
+            "CREATE TABLE search_default (one boolean PRIMARY KEY DEFAULT true "
+            "CONSTRAINT search_default_is_one CHECK (one), space text NOT NULL REFERENCES spaces, "
+            "previous text REFERENCES spaces ON DELETE SET NULL)"
+        )
+    )
+    # Until now searches used what the last run had used, of which this is the trace.
+    connection.execute(
+        text(
+            "INSERT INTO search_default (space) "
+            "SELECT name FROM spaces ORDER BY changed_at DESC, created_at DESC, name LIMIT 1"
+        )
+    )
+
+
+STEPS: tuple[Callable[[Connection], None], ...] = (_add_what_watches, _add_what_is_measured, _add_search_default)
 """The schema's history: the n-th step makes version n + 1 of version n. A fresh schema is made by the models above, at
 the newest version. Add to the end; never change a step that is out, and give it tables as they were then."""
 

@@ -4,21 +4,24 @@ Every kept image is, in a space, exactly one of embedded, failed or pending. Row
 what it did, and whether all is accounted for are queries here. Searching is in ``nearest``, indexes are in ``indexes``.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from sqlalchemy import BigInteger, Connection, Engine, Table, bindparam, func, select, text, update
+from sqlalchemy import BigInteger, Connection, Engine, Table, TextClause, bindparam, func, select, text, update
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.dialects.postgresql import insert as upsert
 
+from abo_pipeline.encoder import Encoder
 from abo_pipeline.errors import StoreError
 from abo_pipeline.sampling import KEY_BITS, LAST_KEY
-from abo_pipeline.store.database import transaction
+from abo_pipeline.store.database import transaction, translated
 from abo_pipeline.store.merge import copy, merge
 from abo_pipeline.store.schema import Failure, Image, Space, embeddings_table
 
@@ -27,6 +30,9 @@ NORM_TOLERANCE = 1e-3
 
 _STRETCH_BITS = KEY_BITS - 8
 """Whoever writes of an image locks its stretch of the keys, one of 256."""
+
+_WRITERS_NAMESPACE = 0x41424F57
+_POLL_SECONDS = 0.2
 
 _EMBEDDING_COLUMNS = ("image_id", "sample_key", "digest", "fingerprint", "embedding")
 
@@ -130,6 +136,76 @@ class EmbeddingSpace:
         self.dimension = dimension
         self.fingerprint = fingerprint
         self.table: Table = embeddings_table(name, dimension)
+
+    def require_encoder(self, encoder: Encoder) -> None:
+        """See that an encoder's vectors may be compared with those of this space, or stored among them.
+
+        Raises:
+            StoreError: they may not; names both models.
+            ModelError: the encoder's model cannot be had.
+        """
+        if encoder.fingerprint == self.fingerprint:
+            return
+        dimension = encoder.dimension
+        lengths = "" if dimension == self.dimension else f", with {self.dimension} and {dimension} dimensions"
+        if encoder.model == self.model:
+            raise StoreError(
+                f"Space {self.name} holds vectors of {self.model} as it was with fingerprint {self.fingerprint}; now "
+                f"it has {encoder.fingerprint}{lengths}, because its files, or the way to prepare pictures for it, "
+                "have changed: they cannot be compared. Put the model back as it was, or embed into another space with "
+                "--space (ABO_SPACE)."
+            )
+        raise StoreError(
+            f"Space {self.name} holds vectors of {self.model} (fingerprint {self.fingerprint}), and {encoder.model} "
+            f"has fingerprint {encoder.fingerprint}{lengths}: they cannot be compared. Use that model, or name "
+            "another space with --space (ABO_SPACE)."
+        )
+
+    @contextmanager
+    def being_written(self) -> Iterator[Self]:
+        """This space, kept from being dropped while the block writes into it, batch after batch.
+
+        Any number may write at the same time.
+
+        Raises:
+            StoreError: it has been dropped since it was opened, or is being dropped.
+        """
+        with self._session() as connection:
+            is_ours = connection.scalar(_writers_lock("pg_try_advisory_lock_shared"), self._writers)
+            there = connection.scalar(select(Space.fingerprint).where(Space.name == self.name))
+            if not is_ours or there != self.fingerprint:
+                raise StoreError(f"Space {self.name} has been dropped meanwhile. Run again to make it anew.")
+            yield self
+
+    @contextmanager
+    def without_writers(self, patience_s: float) -> Iterator[None]:
+        """Keep everybody from ``being_written`` in the block.
+
+        Raises:
+            StoreError: somebody writes, and still does after so many seconds.
+        """
+        deadline = time.monotonic() + patience_s
+        with self._session() as connection:
+            while not connection.scalar(_writers_lock("pg_try_advisory_lock"), self._writers):
+                if time.monotonic() >= deadline:
+                    raise StoreError(f"A run is writing into space {self.name}. Try again when it has ended.")
+                time.sleep(_POLL_SECONDS)
+            yield
+
+    @contextmanager
+    def _session(self) -> Iterator[Connection]:
+        """A connection for a lock that ends with it, also if the server goes away in the block.
+
+        Without a transaction round it: an index build would wait for its snapshot.
+        """
+        with translated(self.engine), self.engine.connect() as connection:
+            connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+            connection.detach()
+            yield connection
+
+    @property
+    def _writers(self) -> dict[str, int | str]:
+        return {"namespace": _WRITERS_NAMESPACE, "space": self.name}
 
     def known(self, first: int, last: int) -> tuple[pl.DataFrame, pl.DataFrame]:
         """What is embedded and what has failed in a range of sample keys: two frames of image_id and digest."""
@@ -279,7 +355,8 @@ class EmbeddingSpace:
 
     def _note_change(self, connection: Connection) -> None:
         """Say that rows changed. Whoever finds another writer at it leaves it to that one, whose time is the same."""
-        free = select(Space.name).where(Space.name == self.name).with_for_update(skip_locked=True)
+        # Not the row's key, which is locked while the space is made the default: that is no writing.
+        free = select(Space.name).where(Space.name == self.name).with_for_update(key_share=True, skip_locked=True)
         changed = update(Space).where(Space.name.in_(free)).values(changed_at=func.clock_timestamp())
         connection.execute(changed)
 
@@ -289,7 +366,10 @@ class EmbeddingSpace:
         Of two runs with different outcomes for an image, neither would see, and so remove, the other's row. The key
         space has so few stretches that a batch needs few locks, and so many that partitions seldom share one.
         """
-        lock = text("SELECT pg_advisory_xact_lock(hashtextextended(:space, stretch)) FROM unnest(:stretches) stretch")
+        lock = text(
+            "SELECT pg_advisory_xact_lock(hashtextextended(current_schema() || '.' || :space, stretch)) "
+            "FROM unnest(:stretches) stretch"
+        )
         stretches = sorted({key >> _STRETCH_BITS for key in sample_keys})
         connection.execute(lock.bindparams(bindparam("stretches", stretches, ARRAY(BigInteger))), {"space": self.name})
 
@@ -330,6 +410,11 @@ def _of_images(connection: Connection, statement: str, image_ids: Sequence[str],
     """
     driver: Any = connection.connection.driver_connection
     return driver.execute(statement, {"ids": list(image_ids), **parameters}, prepare=False)
+
+
+def _writers_lock(function: str) -> TextClause:
+    # By the catalogue's schema too: another catalogue may have a space of the same name.
+    return text(f"SELECT {function}(:namespace, hashtext(current_schema() || '.' || :space))")
 
 
 def accounts(

@@ -26,6 +26,7 @@ def colours(tmp_path: Path, database_url: str) -> Settings:
         sizes="10,30",
         partitions=2,
         batch_size=8,
+        exact_below=0,
         queries=("red", "like:"),
         report_k=4,
     )

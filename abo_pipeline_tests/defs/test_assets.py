@@ -186,8 +186,16 @@ def test_the_index_asset_builds_once_and_its_check_finds_it_used(definitions, in
     states = [(row["size"], row["valid"], row["ready"]) for row in found["indexes"]]
     assert states == [(10, True, True), (30, True, True)]
     assert metadata(again, "embedding_index")["built"] == 0
-    assert (found["recall_at_10_10"], found["recall_at_10_30"]) == (1.0, 1.0)
-    assert checks(first) == {"index_is_used": True, "canary_query_answers": True, "sizes_are_covered": True}
+    assert {name: value for name, value in found.items() if "_recall_at_" in name} == {
+        f"{kind}_recall_at_{k}_{size}": 1.0 for kind in ("image", "text") for k in (10, 100) for size in (10, 30)
+    }
+    assert found["recall_and_latency"].startswith("![recall against latency](data:image/png;base64,")
+    assert checks(first) == {
+        "index_is_used": True,
+        "canary_query_answers": True,
+        "recall_meets_target": True,
+        "sizes_are_covered": True,
+    }
 
 
 def test_a_partition_in_which_too_many_images_failed_is_not_accepted_until_they_are_fewer(colours, instance):

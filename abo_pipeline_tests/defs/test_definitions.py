@@ -53,6 +53,7 @@ def test_every_asset_and_check_is_described_and_every_wrong_result_is_blocked(de
         "few_images_failed": ("image_embeddings", False, True),
         "index_is_used": ("embedding_index", True, False),
         "canary_query_answers": ("embedding_index", True, False),
+        "recall_meets_target": ("embedding_index", True, False),
         "sizes_are_covered": ("embedding_index", False, False),
         "golden_queries_are_steady": ("golden_queries", False, False),
         "report_is_fresh": ("search_report", False, False),

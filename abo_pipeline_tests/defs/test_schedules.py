@@ -279,6 +279,7 @@ def test_the_checks_are_asked_for_without_conditions_and_pass_on_a_fresh_state(d
         (
             "index_is_used",
             "canary_query_answers",
+            "recall_meets_target",
             "sizes_are_covered",
             "golden_queries_are_steady",
             "report_is_fresh",

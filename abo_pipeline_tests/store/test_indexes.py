@@ -17,8 +17,9 @@ from abo_pipeline.errors import StoreError
 from abo_pipeline.sampling import LAST_KEY
 from abo_pipeline.store import EmbeddingSpace, Store, indexes
 from abo_pipeline.store.database import open_engine, transaction
+from abo_pipeline.store.explain import plan_of
 from abo_pipeline.store.indexes import IndexStatus, build_index, drop_sizes_but
-from abo_pipeline.store.nearest import explain, nearest, scope
+from abo_pipeline.store.nearest import Ask, nearest, scope
 from abo_pipeline.store.spaces import Embedded
 
 DIMENSION = 16
@@ -148,7 +149,7 @@ def test_an_index_is_over_half_precision_and_over_its_size_only(space):
 def test_searches_go_by_the_index_and_find_what_there_is(space):
     name = build(space, 100).name
 
-    plan = explain(space, vector(7), 10, scope(space, 100))
+    plan = plan_of(space, Ask(vector(7), 10, scope(space, 100)))
 
     assert f"Index Scan using {name} on embeddings_clip" in plan
     assert answers(space, 100) == exact_answers(range(100))
@@ -190,8 +191,8 @@ def test_each_size_has_an_index_of_its_own(space):
 
     assert vector_indexes(space) == {small.name: True, large.name: True}
     assert registered(space) == {50: (49, small.name), 150: (149, large.name)}
-    assert f"using {small.name} " in explain(space, vector(7), 10, scope(space, 50))
-    assert f"using {large.name} " in explain(space, vector(7), 10, scope(space, 150))
+    assert f"using {small.name} " in plan_of(space, Ask(vector(7), 10, scope(space, 50)))
+    assert f"using {large.name} " in plan_of(space, Ask(vector(7), 10, scope(space, 150)))
 
 
 def test_sizes_that_see_the_same_images_share_an_index(space):
@@ -250,7 +251,7 @@ def test_the_old_index_serves_until_the_new_one_is_valid_and_is_dropped_then(spa
     with waiting_build(space, 100, 149) as building:
         assert registered(space) == {100: (99, old.name)}
         assert vector_indexes(space)[old.name]
-        assert f"using {old.name} " in explain(space, vector(7), 10, scope(space, 100))
+        assert f"using {old.name} " in plan_of(space, Ask(vector(7), 10, scope(space, 100)))
         assert answers(space, 100) == exact_answers(range(100))
     new = building.result()
 
@@ -295,7 +296,7 @@ def test_writes_during_a_build_succeed_and_are_found(space):
 
     assert (status.rows, status.built, status.valid) == (300, True, True)
     assert answers(space, 300) == exact_answers(range(300))
-    assert f"using {status.name} " in explain(space, vector(7), 10, scope(space, 300))
+    assert f"using {status.name} " in plan_of(space, Ask(vector(7), 10, scope(space, 300)))
 
 
 def test_sizes_that_are_no_longer_asked_for_are_dropped(space):
@@ -340,7 +341,7 @@ def test_the_indexes_of_another_catalogue_are_let_alone(space):
     write(other, *range(50))
 
     theirs = build(other, 1_000, LAST_KEY)
-    plan = explain(other, vector(7), 10, scope(other, 1_000))
+    plan = plan_of(other, Ask(vector(7), 10, scope(other, 1_000)))
     found = vector_indexes(other)
     drop_sizes_but(other, [])
 

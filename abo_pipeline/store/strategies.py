@@ -1,0 +1,215 @@
+"""Index strategies: the ways to find near vectors without comparing with all of them.
+
+Each says how its index is made, how a query must be written for Postgres to use it, and what its effort is: the one
+knob that buys recall with time. Whatever an index says is ordered again by the full vectors. Choosing an effort is for
+``evaluation``; building is for ``indexes``; searching for ``nearest``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+EXACT = "exact"
+HNSW = "hnsw"
+DISKANN = "diskann"
+
+HNSW_M = 24
+HNSW_EF_CONSTRUCTION = 128
+"""With half precision and exact re-ranking, the best of what was measured at 100,000 rows."""
+
+MAX_EF_SEARCH = 1000
+"""pgvector's limit."""
+
+_MAX_SCAN_TUPLES = 20_000
+"""pgvector's own default: rows that an iterative scan looks at before it gives up."""
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One kind of vector index.
+
+    Attributes:
+        name: as a person chooses it.
+        method: Postgres's access method.
+        extension: the extension that brings it.
+        words: what it is.
+        default_effort: where nothing has been measured.
+    """
+
+    name: str
+    method: str
+    extension: str
+    words: str
+    default_effort: int
+    _expression: str
+    _operator_class: str
+    _operator: str
+    _query: str
+    _parameters: Callable[[int], dict[str, int]]
+    _ladder: Callable[[int], tuple[int, ...]]
+    _settings: Callable[[int, int], dict[str, str]]
+    _candidates: Callable[[int, int], int]
+
+    def definition(self, rows: int, dimension: int) -> str:
+        """What comes after ``CREATE INDEX … ON table``, for so many rows; without the WHERE of a partial index."""
+        expression = self._expression.format(dimension=dimension)
+        options = ", ".join(f"{name} = {value}" for name, value in self._parameters(rows).items())
+        return f"USING {self.method} ({expression} {self._operator_class})" + (f" WITH ({options})" if options else "")
+
+    def ordering(self, dimension: int) -> str:
+        """The ORDER BY that uses the index: nothing but the index's own expression and operator does."""
+        expression, query = (part.format(dimension=dimension) for part in (self._expression, self._query))
+        return f"{expression} {self._operator} {query}"
+
+    def efforts(self, rows: int) -> tuple[int, ...]:
+        """Efforts worth trying, ascending, for an index over so many rows."""
+        return self._ladder(rows)
+
+    def candidates(self, k: int, effort: int) -> int:
+        """How many rows to take from the index, to be ordered again by their full vectors."""
+        return self._candidates(k, effort)
+
+    def settings(self, k: int, effort: int, visited: int) -> Mapping[str, str]:
+        """Postgres's settings for a search.
+
+        Args:
+            k: hits wanted.
+            effort: as tuned.
+            visited: rows that the scan may have to look at, which with a filter are more than it gives.
+        """
+        found = self._settings(effort, self.candidates(k, effort))
+        if self.method == "hnsw":
+            # Goes on when a filter has eaten candidates, instead of returning fewer. Rows may come out of order then,
+            # and are put in order afterwards.
+            found |= {
+                "hnsw.iterative_scan": "relaxed_order",
+                "hnsw.max_scan_tuples": str(max(visited, _MAX_SCAN_TUPLES)),
+            }
+        return found
+
+
+def _reranked(k: int, effort: int) -> int:
+    """Half precision confuses neighbours at the edge of the k; these are enough more to mend that."""
+    del effort
+    return k + max(20, k // 2)
+
+
+def _hnsw_parameters(rows: int) -> dict[str, int]:
+    del rows
+    return {"m": HNSW_M, "ef_construction": HNSW_EF_CONSTRUCTION}
+
+
+def _hnsw_ladder(rows: int) -> tuple[int, ...]:
+    del rows
+    return (40, 80, 120, 200, 300, 400, 600, 800, MAX_EF_SEARCH)
+
+
+def _hnsw_settings(effort: int, candidates: int) -> dict[str, str]:
+    return {"hnsw.ef_search": str(min(max(effort, candidates), MAX_EF_SEARCH))}
+
+
+def _lists(rows: int) -> int:
+    """As pgvector's documentation advises: a thousandth of the rows, and their root above a million.
+
+    As a power of two, so that a table that grows gets a new index when it has doubled, and not with every row.
+    """
+    advised = max(1.0, rows / 1000 if rows <= 1_000_000 else math.sqrt(rows))
+    return 1 << round(math.log2(advised))
+
+
+def _probes(rows: int) -> tuple[int, ...]:
+    lists = _lists(rows)
+    return (*(2**power for power in range(lists.bit_length()) if 2**power < lists), lists)
+
+
+_STRATEGIES = (
+    Strategy(
+        name=HNSW,
+        method="hnsw",
+        extension="vector",
+        words="HNSW over half precision, re-ranked exactly",
+        default_effort=200,
+        _expression="CAST(embedding AS halfvec({dimension}))",
+        _operator_class="halfvec_cosine_ops",
+        _operator="<=>",
+        _query="CAST(CAST(:query AS vector) AS halfvec({dimension}))",
+        _parameters=_hnsw_parameters,
+        _ladder=_hnsw_ladder,
+        _settings=_hnsw_settings,
+        _candidates=_reranked,
+    ),
+    Strategy(
+        name="hnsw_float",
+        method="hnsw",
+        extension="vector",
+        words="HNSW over full precision",
+        default_effort=200,
+        _expression="embedding",
+        _operator_class="vector_cosine_ops",
+        _operator="<=>",
+        _query="CAST(:query AS vector)",
+        _parameters=_hnsw_parameters,
+        _ladder=_hnsw_ladder,
+        _settings=_hnsw_settings,
+        _candidates=_reranked,
+    ),
+    Strategy(
+        name="ivfflat",
+        method="ivfflat",
+        extension="vector",
+        words="inverted lists over full precision",
+        default_effort=16,
+        _expression="embedding",
+        _operator_class="vector_cosine_ops",
+        _operator="<=>",
+        _query="CAST(:query AS vector)",
+        _parameters=lambda rows: {"lists": _lists(rows)},
+        _ladder=_probes,
+        _settings=lambda probes, _: {"ivfflat.probes": str(probes), "ivfflat.iterative_scan": "relaxed_order"},
+        _candidates=_reranked,
+    ),
+    Strategy(
+        name="bit",
+        method="hnsw",
+        extension="vector",
+        words="HNSW over one bit a dimension, re-ranked exactly",
+        default_effort=800,
+        _expression="CAST(binary_quantize(embedding) AS bit({dimension}))",
+        _operator_class="bit_hamming_ops",
+        _operator="<~>",
+        _query="CAST(binary_quantize(CAST(:query AS vector)) AS bit({dimension}))",
+        _parameters=_hnsw_parameters,
+        # One bit says little: the effort is how many are re-ranked.
+        _ladder=lambda rows: tuple(e for e in (100, 200, 400, 800, 1600, 3200, 6400, 12_800) if e < 2 * max(rows, 100)),
+        _settings=_hnsw_settings,
+        _candidates=lambda k, effort: max(effort, _reranked(k, effort)),
+    ),
+    Strategy(
+        name=DISKANN,
+        method="diskann",
+        extension="vectorscale",
+        words="StreamingDiskANN over two bits a dimension, re-scored",
+        default_effort=400,
+        _expression="embedding",
+        _operator_class="vector_cosine_ops",
+        _operator="<=>",
+        _query="CAST(:query AS vector)",
+        _parameters=lambda _: {"num_neighbors": 50, "search_list_size": 100},
+        _ladder=lambda _: (50, 100, 200, 400, 600, 800, 1000),
+        _settings=lambda rescore, candidates: {
+            "diskann.query_rescore": str(min(max(rescore, candidates), 1000)),
+            "diskann.query_search_list_size": str(min(max(rescore, candidates, 100), 1000)),
+        },
+        _candidates=_reranked,
+    ),
+)
+
+STRATEGIES: Mapping[str, Strategy] = {strategy.name: strategy for strategy in _STRATEGIES}
+"""By name; ``exact`` is none of them, for it needs no index."""
+
+NAMES = (EXACT, *STRATEGIES)
+
+METHODS = tuple(sorted({strategy.method for strategy in _STRATEGIES}))
+"""Access methods of vector indexes: what of a table's indexes is ours to drop."""
