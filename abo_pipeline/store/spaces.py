@@ -237,15 +237,13 @@ class EmbeddingSpace:
                     f"The vector of {image.image_id} has {image.vector.size} dimensions; "
                     f"space {self.name} has {self.dimension}."
                 )
-        rows = [(image.image_id, image.sample_key, image.digest, self.fingerprint, image.vector) for image in embedded]
-        good, bad = [image.image_id for image in embedded], [failure.image_id for failure in failed]
         keys = [image.sample_key for image in embedded] + [failure.sample_key for failure in failed]
         with transaction(self.engine) as connection:
             self._take_turns(connection, keys)
-            self._forget_failures(connection, good)
-            self._forget_vectors(connection, bad)
-            self._put(connection, rows)
+            if embedded:
+                self._put(connection, embedded)
             if failed:
+                self._forget_vectors(connection, [failure.image_id for failure in failed])
                 _record_failures(connection, self.name, failed)
             self._note_change(connection)
 
@@ -373,33 +371,34 @@ class EmbeddingSpace:
         stretches = sorted({key >> _STRETCH_BITS for key in sample_keys})
         connection.execute(lock.bindparams(bindparam("stretches", stretches, ARRAY(BigInteger))), {"space": self.name})
 
-    def _put(self, connection: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Store vectors: those that are there by a merge, and new ones without its detour.
+    def _put(self, connection: Connection, embedded: Sequence[Embedded]) -> None:
+        """Store vectors in the place of failures: those that are there by a merge, new ones without its detour.
 
         For that nobody may add one of them meanwhile, and who would is waiting for this turn to end.
         """
-        if not rows:
-            return
-        there = self._embedded(connection, [row[0] for row in rows])
-        copy(connection, self.table, _EMBEDDING_COLUMNS, [row for row in rows if row[0] not in there])
-        if there:
-            merge(connection, self.table, _EMBEDDING_COLUMNS, [row for row in rows if row[0] in there])
-
-    def _embedded(self, connection: Connection, image_ids: Sequence[str]) -> set[str]:
-        """Which of these images have a vector."""
-        found = _of_images(
-            connection, f"SELECT image_id FROM {self.table.name} WHERE image_id = ANY(%(ids)b)", image_ids
+        # One statement for both, because to send the ids takes longer than to find them.
+        statement = (
+            "WITH forgotten AS (DELETE FROM failures WHERE space = %(space)s AND image_id = ANY(%(ids)b)) "
+            f"SELECT image_id FROM {self.table.name} WHERE image_id = ANY(%(ids)b)"
         )
-        return {image_id for (image_id,) in found}
+        found = _of_images(connection, statement, [image.image_id for image in embedded], space=self.name)
+        there = {image_id for (image_id,) in found}
+        # Made while the server is busy with those before.
+        new = (self._row(image) for image in embedded if image.image_id not in there)
+        copy(connection, self.table, _EMBEDDING_COLUMNS, new)
+        if there:
+            known = (self._row(image) for image in embedded if image.image_id in there)
+            merge(connection, self.table, _EMBEDDING_COLUMNS, known)
+
+    def _row(self, image: Embedded) -> tuple[Any, ...]:
+        return image.image_id, image.sample_key, image.digest, self.fingerprint, image.vector
 
     def _forget_failures(self, connection: Connection, image_ids: Sequence[str]) -> None:
-        if image_ids:
-            gone = "DELETE FROM failures WHERE space = %(space)s AND image_id = ANY(%(ids)b)"
-            _of_images(connection, gone, image_ids, space=self.name)
+        gone = "DELETE FROM failures WHERE space = %(space)s AND image_id = ANY(%(ids)b)"
+        _of_images(connection, gone, image_ids, space=self.name)
 
     def _forget_vectors(self, connection: Connection, image_ids: Sequence[str]) -> None:
-        if image_ids:
-            _of_images(connection, f"DELETE FROM {self.table.name} WHERE image_id = ANY(%(ids)b)", image_ids)
+        _of_images(connection, f"DELETE FROM {self.table.name} WHERE image_id = ANY(%(ids)b)", image_ids)
 
 
 def _of_images(connection: Connection, statement: str, image_ids: Sequence[str], **parameters: str) -> Any:
