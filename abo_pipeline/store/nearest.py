@@ -352,7 +352,7 @@ def _indexed(space: EmbeddingSpace, ask: Ask, strategy: Strategy) -> TextClause:
         WITH candidates AS MATERIALIZED (
             SELECT image_id, embedding FROM {space.table.name} e
             WHERE sample_key <= {ask.scope.cutoff} AND image_id <> ALL (CAST(:exclude AS text[]))
-            AND {_BEHIND if ask.after else "true"} AND {row_condition(ask.filters)}
+            AND {_BEHIND if ask.after else "true"} AND {row_condition(ask.filters, space.engine)}
             ORDER BY {strategy.ordering(space.dimension)}
             LIMIT :candidates
         ), measured AS MATERIALIZED (
@@ -376,7 +376,7 @@ def _exact(space: EmbeddingSpace, ask: Ask) -> TextClause:
                    CAST(NULL AS double precision) AS farthest
             FROM {space.table.name} e JOIN images i USING (image_id)
             WHERE e.sample_key <= {ask.scope.cutoff} AND i.image_id <> ALL (CAST(:exclude AS text[]))
-            AND {_BEHIND if ask.after else "true"} AND {matching_images(ask.filters)}
+            AND {_BEHIND if ask.after else "true"} AND {matching_images(ask.filters, space.engine)}
             ORDER BY distance, i.image_id LIMIT :k
         )
         {_DESCRIBED}

@@ -60,6 +60,31 @@ class Failed:
 
 
 @dataclass(frozen=True)
+class Adopted:
+    """What became of vectors that were made elsewhere, in images.
+
+    Attributes:
+        accepted: stored.
+        unchanged: embedded here already, from the very same bytes; left as they are.
+        unknown: not in this catalogue; left out.
+        other_bytes: in this catalogue, with a file of other content; left out.
+    """
+
+    accepted: int = 0
+    unchanged: int = 0
+    unknown: int = 0
+    other_bytes: int = 0
+
+    def __add__(self, other: "Adopted") -> "Adopted":
+        return Adopted(
+            self.accepted + other.accepted,
+            self.unchanged + other.unchanged,
+            self.unknown + other.unknown,
+            self.other_bytes + other.other_bytes,
+        )
+
+
+@dataclass(frozen=True)
 class Reason:
     """Why images failed: so many at the same stage with the same type of error, and an example."""
 
@@ -231,21 +256,47 @@ class EmbeddingSpace:
         Raises:
             StoreError: a vector's length is not the space's dimension, or the database does not answer.
         """
-        for image in embedded:
-            if image.vector.shape != (self.dimension,):
-                raise StoreError(
-                    f"The vector of {image.image_id} has {image.vector.size} dimensions; "
-                    f"space {self.name} has {self.dimension}."
-                )
-        keys = [image.sample_key for image in embedded] + [failure.sample_key for failure in failed]
+        self._check_dimensions(embedded)
         with transaction(self.engine) as connection:
-            self._take_turns(connection, keys)
+            self._take_turns(connection, (*embedded, *failed))
             if embedded:
-                self._put(connection, embedded)
+                self._store_vectors(connection, embedded)
             if failed:
                 self._forget_vectors(connection, [failure.image_id for failure in failed])
                 _record_failures(connection, self.name, failed)
             self._note_change(connection)
+
+    def adopt(self, embedded: Sequence[Embedded]) -> Adopted:
+        """Store vectors that this space's encoder made elsewhere, in a transaction of its own.
+
+        Only of images that the catalogue has, with the very same bytes, and that are not embedded here: those of
+        another machine may differ in their last digits, which is no reason to write them, and an index, anew.
+
+        Args:
+            embedded: no image twice.
+
+        Raises:
+            StoreError: a vector's length is not the space's dimension, or the database does not answer.
+        """
+        self._check_dimensions(embedded)
+        image_ids = [image.image_id for image in embedded]
+        # What the catalogue says of them must hold until they are stored.
+        kept = "SELECT image_id, digest FROM images WHERE image_id = ANY(%(ids)b) ORDER BY image_id FOR NO KEY UPDATE"
+        there = (
+            f"SELECT image_id, digest FROM {self.table.name} "
+            "WHERE image_id = ANY(%(ids)b) AND fingerprint = %(fingerprint)s"
+        )
+        with transaction(self.engine) as connection:
+            self._take_turns(connection, embedded)
+            catalogue = dict(_of_images(connection, kept, image_ids))
+            stored = dict(_of_images(connection, there, image_ids, fingerprint=self.fingerprint))
+            known = [image for image in embedded if image.image_id in catalogue]
+            same = [image for image in known if catalogue[image.image_id] == image.digest]
+            new = [image for image in same if stored.get(image.image_id) != image.digest]
+            if new:
+                self._store_vectors(connection, new)
+                self._note_change(connection)
+        return Adopted(len(new), len(same) - len(new), len(embedded) - len(known), len(known) - len(same))
 
     def remove(self, image_ids: Sequence[str]) -> None:
         """Forget images: their vectors and their failures."""
@@ -358,8 +409,8 @@ class EmbeddingSpace:
         changed = update(Space).where(Space.name.in_(free)).values(changed_at=func.clock_timestamp())
         connection.execute(changed)
 
-    def _take_turns(self, connection: Connection, sample_keys: Sequence[int]) -> None:
-        """Wait for whoever else writes near these keys, in an order that cannot become a deadlock.
+    def _take_turns(self, connection: Connection, images: Sequence[Embedded | Failed]) -> None:
+        """Wait for whoever else writes near these images' keys, in an order that cannot become a deadlock.
 
         Of two runs with different outcomes for an image, neither would see, and so remove, the other's row. The key
         space has so few stretches that a batch needs few locks, and so many that partitions seldom share one.
@@ -368,10 +419,18 @@ class EmbeddingSpace:
             "SELECT pg_advisory_xact_lock(hashtextextended(current_schema() || '.' || :space, stretch)) "
             "FROM unnest(:stretches) stretch"
         )
-        stretches = sorted({key >> _STRETCH_BITS for key in sample_keys})
+        stretches = sorted({image.sample_key >> _STRETCH_BITS for image in images})
         connection.execute(lock.bindparams(bindparam("stretches", stretches, ARRAY(BigInteger))), {"space": self.name})
 
-    def _put(self, connection: Connection, embedded: Sequence[Embedded]) -> None:
+    def _check_dimensions(self, embedded: Sequence[Embedded]) -> None:
+        for image in embedded:
+            if image.vector.shape != (self.dimension,):
+                raise StoreError(
+                    f"The vector of {image.image_id} has {image.vector.size} dimensions; "
+                    f"space {self.name} has {self.dimension}."
+                )
+
+    def _store_vectors(self, connection: Connection, embedded: Sequence[Embedded]) -> None:
         """Store vectors in the place of failures: those that are there by a merge, new ones without its detour.
 
         For that nobody may add one of them meanwhile, and who would is waiting for this turn to end.

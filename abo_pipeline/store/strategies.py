@@ -124,6 +124,15 @@ def _probes(rows: int) -> tuple[int, ...]:
     return (*(2**power for power in range(lists.bit_length()) if 2**power < lists), lists)
 
 
+def _reranks(rows: int) -> tuple[int, ...]:
+    """A bit or two a dimension say little: the effort is how many rows are re-ranked."""
+    return tuple(effort for effort in (100, 200, 400, 800, 1600, 3200, 6400, 12_800) if effort < 2 * max(rows, 100))
+
+
+def _many_reranked(k: int, effort: int) -> int:
+    return max(effort, _reranked(k, effort))
+
+
 _STRATEGIES = (
     Strategy(
         name=HNSW,
@@ -181,28 +190,25 @@ _STRATEGIES = (
         _operator="<~>",
         _query="CAST(binary_quantize(CAST(:query AS vector)) AS bit({dimension}))",
         _parameters=_hnsw_parameters,
-        # One bit says little: the effort is how many are re-ranked.
-        _ladder=lambda rows: tuple(e for e in (100, 200, 400, 800, 1600, 3200, 6400, 12_800) if e < 2 * max(rows, 100)),
+        _ladder=_reranks,
         _settings=_hnsw_settings,
-        _candidates=lambda k, effort: max(effort, _reranked(k, effort)),
+        _candidates=_many_reranked,
     ),
     Strategy(
         name=DISKANN,
         method="diskann",
         extension="vectorscale",
-        words="StreamingDiskANN over two bits a dimension, re-scored",
-        default_effort=400,
+        words="StreamingDiskANN over two bits a dimension, re-ranked exactly",
+        default_effort=800,
         _expression="embedding",
         _operator_class="vector_cosine_ops",
         _operator="<=>",
         _query="CAST(:query AS vector)",
         _parameters=lambda _: {"num_neighbors": 50, "search_list_size": 100},
-        _ladder=lambda _: (50, 100, 200, 400, 600, 800, 1000),
-        _settings=lambda rescore, candidates: {
-            "diskann.query_rescore": str(min(max(rescore, candidates), 1000)),
-            "diskann.query_search_list_size": str(min(max(rescore, candidates, 100), 1000)),
-        },
-        _candidates=_reranked,
+        _ladder=_reranks,
+        # Its own re-scoring ends at 1,000 rows and costs what ours does; a longer search list brought nothing.
+        _settings=lambda _, __: {"diskann.query_rescore": "0", "diskann.query_search_list_size": "100"},
+        _candidates=_many_reranked,
     ),
 )
 

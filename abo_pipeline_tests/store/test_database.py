@@ -169,12 +169,12 @@ def test_a_database_of_the_first_version_is_brought_to_what_a_fresh_one_has(make
     assert execute(old, "SELECT name, changed_at <= now() FROM abo.spaces") == [("old", True)]
 
 
-def test_a_database_of_the_second_version_has_searches_use_the_space_that_changed_last(make_blank):
+def test_a_database_of_the_third_version_has_searches_use_the_space_that_changed_last(make_blank):
     old, empty = make_blank(), make_blank()
     for url in (old, empty):
         open_engine(url).dispose()
         execute(url, "DROP TABLE abo.search_default")
-        execute(url, "UPDATE abo.schema_version SET version = 2")
+        execute(url, "UPDATE abo.schema_version SET version = 3")
     execute(
         old,
         "INSERT INTO abo.spaces (name, model, dimension, fingerprint, changed_at) "
@@ -212,6 +212,16 @@ def test_vectors_come_back_as_vectors_on_every_connection(store):
         read = [connection.scalar(text("SELECT '[1,2]'::vector")).to_list() for connection in (first, second)]
 
     assert read == [[1.0, 2.0], [1.0, 2.0]]
+
+
+def test_the_extension_goes_where_every_catalogue_finds_it_even_if_the_first_ones_schema_is_there(blank):
+    execute(blank, "CREATE SCHEMA abo")
+
+    for catalogue in ("abo", "other"):
+        open_engine(blank, catalogue).dispose()
+
+    found = execute(blank, "SELECT extnamespace::regnamespace::text FROM pg_extension WHERE extname = 'vector'")
+    assert found == [("public",)]
 
 
 def test_a_user_who_may_not_create_anything_can_use_what_the_owner_made_ready(blank, stranger):

@@ -19,7 +19,16 @@ from abo_pipeline.store.database import open_engine, transaction
 from abo_pipeline.store.embedded import EmbeddedServer
 from abo_pipeline.store.explain import plan_of
 from abo_pipeline.store.indexes import build_index
-from abo_pipeline.store.nearest import Ask, Neighbour, Scope, first_image, nearest, scope, stored_vector
+from abo_pipeline.store.nearest import (
+    Ask,
+    Neighbour,
+    Scope,
+    first_image,
+    nearest,
+    scope,
+    stored_vector,
+    stored_with_digest,
+)
 from abo_pipeline.store.spaces import Embedded
 from benchmarks.vectors import Clip, Vectors
 
@@ -537,3 +546,12 @@ def test_a_stored_vector_comes_back_as_it_was(library: Library):
 
 def test_the_first_image_is_a_member_of_every_size(library: Library):
     assert first_image(library.space) == library.ids[0]
+
+
+def test_images_are_found_by_what_their_files_hold(library: Library):
+    same = sorted(map(str, library.ids[[5, 7, 700]]))
+    with transaction(library.space.engine) as connection:
+        connection.execute(text("UPDATE images SET digest = 'shared' WHERE image_id = ANY (:ids)"), {"ids": same})
+
+    assert stored_with_digest(library.space, "shared") == same
+    assert stored_with_digest(library.space, "unknown") == []

@@ -19,7 +19,7 @@ from abo_pipeline.sampling import LAST_KEY, partition_keys, partition_range, par
 from abo_pipeline.store import EmbeddingSpace, Store
 from abo_pipeline.store.database import transaction
 from abo_pipeline.store.schema import Failure
-from abo_pipeline.store.spaces import Account, Embedded, Failed, NormCheck, Reason
+from abo_pipeline.store.spaces import Account, Adopted, Embedded, Failed, NormCheck, Reason
 
 DIMENSION = 3
 NOTHING = Account(kept=0, embedded=0, failed=0, pending=0, departed=0)
@@ -274,6 +274,73 @@ def test_one_bad_failure_among_good_rows_leaves_all_as_it_was(space):
         space.write([embedded("b"), embedded("c")], [failed("a"), failed("d", key=2**63)])
 
     assert stored(space) == before
+
+
+def test_of_vectors_made_elsewhere_those_are_taken_that_the_catalogue_has_with_the_same_bytes(store, space):
+    write_images(store, [(name, key, "d1") for key, name in enumerate("abcde")])
+    space.write([embedded("a"), embedded("b", 1, digest="d0")], [failed("c", 2)])
+
+    elsewhere = [
+        embedded("a", 0, vector=(0, 1, 0)),
+        embedded("b", 1, vector=(0, 1, 0)),
+        embedded("c", 2, vector=(0, 1, 0)),
+        embedded("d", 3, digest="d2"),
+        embedded("x", 9),
+    ]
+    adopted = [space.adopt(elsewhere), space.adopt(elsewhere)]
+
+    assert adopted == [
+        Adopted(accepted=2, unchanged=1, unknown=1, other_bytes=1),
+        Adopted(accepted=0, unchanged=3, unknown=1, other_bytes=1),
+    ]
+    assert stored(space) == {
+        "vectors": [
+            ("a", 0, "d1", "0011223344556677", [1.0, 0.0, 0.0]),
+            ("b", 1, "d1", "0011223344556677", [0.0, 1.0, 0.0]),
+            ("c", 2, "d1", "0011223344556677", [0.0, 1.0, 0.0]),
+        ],
+        "failures": [],
+    }
+
+
+def test_only_a_vector_that_is_taken_counts_as_a_change(store, space):
+    write_images(store, [("a", 0, "d1")])
+    times = [space.changed_at()]
+    for image in (embedded("x"), embedded("a"), embedded("a")):
+        space.adopt([image])
+        times.append(space.changed_at())
+
+    assert times[0] == times[1] < times[2] == times[3]
+
+
+def test_a_vector_made_elsewhere_of_another_length_is_refused(store, space):
+    write_images(store, [("a", 0, "d1"), ("b", 0, "d1")])
+
+    with pytest.raises(StoreError, match="The vector of b has 4 dimensions; space clip has 3"):
+        space.adopt([embedded("a"), embedded("b", vector=(1, 0, 0, 0))])
+
+    assert stored(space) == {"vectors": [], "failures": []}
+
+
+def test_a_run_and_an_import_at_once_leave_one_outcome(store, space):
+    write_images(store, [("a", 0, "d1"), ("b", 1, "d1")])
+    work = [
+        lambda: space.adopt([embedded("a"), embedded("b", 1)]),
+        lambda: space.write([], [failed("b", 1), failed("a")]),
+    ]
+
+    with ThreadPoolExecutor(2) as threads:
+        for _ in range(40):
+            start = threading.Barrier(2)
+
+            def at_once(task, start=start):
+                start.wait()
+                task()
+
+            for done in [threads.submit(at_once, task) for task in work]:
+                done.result()
+
+            assert space.account().settled
 
 
 def test_spaces_do_not_touch_one_another(store, space):
