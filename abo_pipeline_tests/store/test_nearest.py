@@ -30,13 +30,12 @@ from abo_pipeline.store.nearest import (
     stored_with_digest,
 )
 from abo_pipeline.store.spaces import Embedded
+from benchmarks.vectors import Clip, Vectors
 
 DIMENSION = 64
 ROWS = 3_000
 SIZES = (300, 1_000, 3_000)
 EVERYTHING = Scope(None, LAST_KEY, None)
-
-Vectors = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -49,42 +48,9 @@ class NamedEncoder:
     device: str = "cpu"
 
 
-def unit(vectors: NDArray) -> Vectors:
-    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
-
-
-@dataclass(frozen=True)
-class Clip:
-    """Pictures in clusters on one cone, and texts on another: the gap between the two is CLIP's own."""
-
-    seed: int = 0
-
-    def images(self, count: int) -> Vectors:
-        rng = self._rng("images")
-        return unit(self._cone + self._centres[rng.integers(0, 40, count)] + 0.6 * self._noise(rng, count))
-
-    def like_images(self, count: int) -> Vectors:
-        return unit(self.images(count) + 0.25 * unit(self._noise(self._rng("queries"), count)))
-
-    def texts(self, count: int) -> Vectors:
-        rng = self._rng("texts")
-        other_cone = unit(self._noise(self._rng("other cone"), 1))
-        return unit(2 * other_cone + 0.5 * self._centres[rng.integers(0, 40, count)] + 0.5 * self._noise(rng, count))
-
-    @property
-    def _cone(self) -> Vectors:
-        return 1.5 * unit(self._noise(self._rng("cone"), 1))
-
-    @property
-    def _centres(self) -> Vectors:
-        return unit(self._noise(self._rng("centres"), 40))
-
-    def _rng(self, purpose: str) -> np.random.Generator:
-        return np.random.default_rng([self.seed, *purpose.encode()])
-
-    @staticmethod
-    def _noise(rng: np.random.Generator, count: int) -> Vectors:
-        return (rng.normal(size=(count, DIMENSION)) / np.sqrt(DIMENSION)).astype(np.float32)
+def clip(seed: int = 0) -> Clip:
+    """Draws vectors that are spread as CLIP's are."""
+    return Clip(DIMENSION, clusters=40, seed=seed)
 
 
 class Library:
@@ -162,7 +128,7 @@ def library(server: EmbeddedServer) -> Iterator[Library]:
     ) as administration:
         administration.execute(f"CREATE DATABASE {name}")
         store = Store(open_engine(make_url(server.url(name))))
-        vectors = Clip().images(ROWS)
+        vectors = clip().images(ROWS)
         # Some pictures are in it four times, byte by byte.
         vectors[-90:] = np.repeat(vectors[:30], 3, axis=0)
         library = Library(store, vectors)
@@ -174,7 +140,7 @@ def library(server: EmbeddedServer) -> Iterator[Library]:
 
 def queries(count: int) -> list[Vectors]:
     """So many that are like pictures, and as many that are like texts."""
-    return [*Clip().like_images(count), *Clip().texts(count)]
+    return [*clip().like_images(count), *clip().texts(count)]
 
 
 # --- Exactly ---
@@ -224,7 +190,7 @@ def test_similarities_are_numpys(library, within):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", ["image", "text"])
 def test_an_index_finds_what_an_exact_search_finds(library, size, kind):
-    asked = Clip().like_images(40) if kind == "image" else Clip().texts(40)
+    asked = clip().like_images(40) if kind == "image" else clip().texts(40)
     within = scope(library.space, size)
 
     recall = library.recall(asked, 10, within)
@@ -424,7 +390,7 @@ def test_the_smallest_key_there_can_be_is_a_cutoff_too(store):
 @pytest.fixture
 def small(store: Store) -> Library:
     """Eight hundred pictures, all of them indexed; a test's own to change."""
-    library = Library(store, Clip(seed=5).images(800))
+    library = Library(store, clip(seed=5).images(800))
     library.index(800)
     return library
 
@@ -437,7 +403,7 @@ def both(library: Library) -> list[Scope]:
 
 
 def test_an_image_that_left_the_catalogue_is_not_found_and_takes_nobodys_place(small):
-    query = Clip(seed=5).like_images(1)[0]
+    query = clip(seed=5).like_images(1)[0]
     departed = small.expected(query, 300)[::2]
     small.catalogue(sorted(set(small.ids) - set(departed)))
 
@@ -449,7 +415,7 @@ def test_an_image_that_left_the_catalogue_is_not_found_and_takes_nobodys_place(s
 
 
 def test_with_half_of_the_rows_deleted_the_other_half_is_found(small):
-    asked = [*Clip(seed=5).like_images(8), *Clip(seed=5).texts(8)]
+    asked = [*clip(seed=5).like_images(8), *clip(seed=5).texts(8)]
     gone = [str(name) for name in small.ids[::2]]
     small.catalogue(small.ids[1::2])
     small.space.remove(gone)
@@ -460,7 +426,7 @@ def test_with_half_of_the_rows_deleted_the_other_half_is_found(small):
 
 
 def test_a_row_written_after_the_index_is_found_by_it(small):
-    query = Clip(seed=6).texts(1)[0]
+    query = clip(seed=6).texts(1)[0]
     small.catalogue([*small.ids, "new"])
     small.index(801)
 
@@ -471,7 +437,7 @@ def test_a_row_written_after_the_index_is_found_by_it(small):
 
 
 def test_a_vector_that_is_replaced_is_found_where_it_is_now(small):
-    query = Clip(seed=6).texts(1)[0]
+    query = clip(seed=6).texts(1)[0]
     name = str(small.ids[17])
 
     small.space.write([Embedded(name, sample_key(name), "d2", query)], [])
@@ -483,7 +449,7 @@ def test_a_vector_that_is_replaced_is_found_where_it_is_now(small):
 
 @pytest.mark.parametrize("k", [500, 501, 700, 1_500])
 def test_five_hundred_equal_pictures_are_all_found(store, k):
-    vectors = Clip(seed=5).images(1_200)
+    vectors = clip(seed=5).images(1_200)
     vectors[100:600] = vectors[100]
     library = Library(store, vectors)
     library.index(1_200)
@@ -497,7 +463,7 @@ def test_five_hundred_equal_pictures_are_all_found(store, k):
 
 
 def test_of_more_equals_than_are_asked_for_as_many_are_given_in_the_order_of_their_ids(store):
-    vectors = Clip(seed=5).images(600)
+    vectors = clip(seed=5).images(600)
     vectors[100:600] = vectors[100]
     library = Library(store, vectors)
     library.index(600)
@@ -511,7 +477,7 @@ def test_of_more_equals_than_are_asked_for_as_many_are_given_in_the_order_of_the
 
 
 def test_a_space_of_equal_pictures_only_is_found_whole(store):
-    library = Library(store, np.repeat(Clip(seed=5).images(1), 700, axis=0))
+    library = Library(store, np.repeat(clip(seed=5).images(1), 700, axis=0))
     library.index(700)
 
     for within in both(library):
@@ -532,7 +498,7 @@ def test_an_empty_space_answers_with_nothing(store):
 
 
 def test_a_hit_is_described_by_the_product_that_it_is_the_main_image_of(store):
-    library = Library(store, Clip(seed=5).images(3))
+    library = Library(store, clip(seed=5).images(3))
     main, shared, unlisted = sorted(map(str, library.ids))
     rows = [
         # item_id, domain_name, title, product_type, color, brand, country, keywords, image_ids
@@ -558,7 +524,7 @@ def test_a_hit_is_described_by_the_product_that_it_is_the_main_image_of(store):
 
 
 def test_a_picture_of_thousands_of_products_is_one_hit(store):
-    library = Library(store, Clip(seed=5).images(2))
+    library = Library(store, clip(seed=5).images(2))
     rows = [(f"B{n:05}", "amazon.com", "a", "b", "c", "d", "US", [], list(library.ids)) for n in range(3_000)]
     store.write_products(pl.DataFrame(rows[::-1], schema=listings.SCHEMA, orient="row"))
     library.index(2)
