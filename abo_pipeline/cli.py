@@ -303,7 +303,7 @@ def doctor() -> None:
 
 @cli.group(cls=click.Group)
 def db() -> None:
-    """The embedded Postgres, which is used when ABO_DATABASE_URL is not set."""
+    """The embedded Postgres, which is used when ABO_DATABASE_URL is not set; ABO_EMBEDDED says which one."""
 
 
 @db.command(cls=_Command)

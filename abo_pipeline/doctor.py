@@ -30,7 +30,7 @@ from abo_pipeline.errors import AboError, SettingsError
 from abo_pipeline.runner import dagster_home
 from abo_pipeline.settings import Settings
 from abo_pipeline.storage import HTTP, file_system, is_local, public_url, scheme_of, translated
-from abo_pipeline.store import opened_store
+from abo_pipeline.store import Store, opened_store
 
 _LITTLE_ROOM_BYTES = 2_000_000_000
 _TIMEOUT = 3
@@ -193,9 +193,7 @@ def _archive(source: str | None, settings: Settings, instance: "_Instance") -> J
 def _postgres(settings: Settings, instance: "_Instance") -> Judgement:
     with opened_store(settings) as store:
         server, pgvector = store.versions()
-        vectorscale = store.vectorscale()
-    also = f"pgvectorscale {vectorscale}" if vectorscale else "no pgvectorscale (not needed)"
-    words = f"{server} with pgvector {pgvector}, {also}"
+        words = f"{server} with pgvector {pgvector}, {_vectorscale(store)}"
     if settings.database_url:
         return Level.OK, f"{words}, named by ABO_DATABASE_URL"
     if instance.is_for_several_machines:
@@ -203,7 +201,15 @@ def _postgres(settings: Settings, instance: "_Instance") -> Judgement:
             f"{words}, embedded in this machine's state folder, where {instance.launcher}'s workers on other machines "
             "cannot reach it. Set ABO_DATABASE_URL to one server for all"
         )
-    return Level.OK, f"{words}, embedded, in the state folder"
+    return Level.OK, f"{words}, embedded ({settings.embedded}), in the state folder"
+
+
+def _vectorscale(store: Store) -> str:
+    if version := store.vectorscale():
+        return f"pgvectorscale {version}"
+    if version := store.offered_vectorscale():
+        return f"pgvectorscale {version} (once an index needs it)"
+    return "no pgvectorscale (not needed)"
 
 
 def _space(settings: Settings) -> Judgement:

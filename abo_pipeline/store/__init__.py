@@ -15,7 +15,13 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from abo_pipeline.encoder import Encoder
 from abo_pipeline.errors import StoreError
 from abo_pipeline.settings import Settings
-from abo_pipeline.store.database import database_url, open_engine, transaction
+from abo_pipeline.store.database import (
+    database_url,
+    offered_vectorscale,
+    open_engine,
+    transaction,
+    vectorscale_version,
+)
 from abo_pipeline.store.merge import Merged, merge
 from abo_pipeline.store.schema import (
     Base,
@@ -63,8 +69,12 @@ class Store:
     def vectorscale(self) -> str | None:
         """The version of pgvectorscale in this database, or None."""
         with transaction(self.engine) as connection:
-            found = connection.scalar(text("SELECT extversion FROM pg_extension WHERE extname = 'vectorscale'"))
-        return None if found is None else str(found)
+            return vectorscale_version(connection)
+
+    def offered_vectorscale(self) -> str | None:
+        """The version of pgvectorscale that the server could create in this database, or None."""
+        with transaction(self.engine) as connection:
+            return offered_vectorscale(connection)
 
     def write_images(self, kept: pl.DataFrame, *, allow_removal: bool = False) -> Merged:
         """Make the catalogue what ``kept`` says.

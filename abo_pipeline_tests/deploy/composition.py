@@ -18,8 +18,8 @@ from typing import Any
 import psutil
 
 from abo_pipeline.settings import PROJECT_ROOT
-from abo_pipeline.store.embedded import _programs
 from abo_pipeline.store.server_account import borrowed_account, give, lend_capability
+from abo_pipeline.store.server_programs import PIXELTABLE
 from abo_pipeline_tests.deploy import compose, dockerfile
 from abo_pipeline_tests.e2e.harness import Process, free_port, script, wait_until
 
@@ -154,7 +154,9 @@ class Composition:
         return {
             **{name: self._mapped(value) for name, value in variables.items()},
             # The rest is of this machine.
-            "PATH": os.pathsep.join([str(Path(script("dagster")).parent), str(_programs()), os.defpath]),
+            "PATH": os.pathsep.join(
+                [str(Path(script("dagster")).parent), str(PIXELTABLE.programs().folder), os.defpath]
+            ),
             "HOME": str(self.root / "home"),
             "PGPORT": str(self.ports[5432]),
             "PGDATA": str(self._folders[_PGDATA]),

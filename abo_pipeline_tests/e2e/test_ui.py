@@ -1,6 +1,5 @@
 """A fresh Dagster with the laptop's configuration, and everything that a person does in its UI on the first day."""
 
-import os
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -11,13 +10,13 @@ from abo_pipeline.archive import Archive
 from abo_pipeline.catalog import member_name
 from abo_pipeline.hits import LikeQuery
 from abo_pipeline.search import ImageSearch
+from abo_pipeline_tests.conftest import NOTHING_IS_SKIPPED
 from abo_pipeline_tests.e2e.harness import Backfill, GraphQLError, RunningDagster, running_dagster
 from abo_pipeline_tests.e2e.pipeline import CATALOGUE, EMBEDDINGS, UNREADABLE, Pipeline
 from abo_pipeline_tests.e2e.screenshots import Pages, browser, chromium
 
 pytestmark = pytest.mark.slow
 
-NOTHING_IS_SKIPPED = bool({"CI", "ABO_TEST_ALL"} & os.environ.keys())
 ASSETS = {*CATALOGUE, EMBEDDINGS, "embedding_index", "golden_queries", "search_report"}
 
 

@@ -31,7 +31,8 @@ from abo_pipeline.catalog import read_catalogue
 from abo_pipeline.decoding import decode
 from abo_pipeline.encoder import ClipEncoder
 from abo_pipeline.errors import ImageError
-from abo_pipeline.store.embedded import EmbeddedServer, _programs
+from abo_pipeline.store.embedded import EmbeddedServer
+from abo_pipeline.store.server_programs import PIXELTABLE
 
 ABO = Path(sys.executable).with_name("abo")
 PROGRESS = re.compile("(fetching|indexing|embedding|building) ")
@@ -258,7 +259,7 @@ class TcpServer:
         self._log = folder / "server.log"
         embedded = EmbeddedServer(folder)
         embedded._make_data_dir()
-        self._programs = _programs()
+        self._programs = PIXELTABLE.programs().folder
         self._account = embedded._account(self._programs)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

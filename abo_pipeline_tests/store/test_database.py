@@ -182,6 +182,16 @@ def test_vectors_come_back_as_vectors_on_every_connection(store):
     assert read == [[1.0, 2.0], [1.0, 2.0]]
 
 
+def test_the_extension_goes_where_every_catalogue_finds_it_even_if_the_first_ones_schema_is_there(blank):
+    execute(blank, "CREATE SCHEMA abo")
+
+    for catalogue in ("abo", "other"):
+        open_engine(blank, catalogue).dispose()
+
+    found = execute(blank, "SELECT extnamespace::regnamespace::text FROM pg_extension WHERE extname = 'vector'")
+    assert found == [("public",)]
+
+
 def test_a_user_who_may_not_create_anything_can_use_what_the_owner_made_ready(blank, stranger):
     open_engine(blank).dispose()
     execute(blank, f"GRANT USAGE ON SCHEMA abo TO {stranger}")
