@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -440,6 +441,27 @@ def drop(name: str, yes: bool) -> None:
 
 
 @cli.command()
+@click.option("--size", type=int, metavar="N", help="Among so many images. Default: the largest size that is embedded.")
+@click.option("--rungs", metavar="NAME,NAME", help="Only these ways to store and index. Default: all.")
+@click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
+def ladder(size: int | None, rungs: str | None, as_json: bool) -> None:
+    """Measure the ways to store and index the vectors, and recommend one. Takes minutes."""
+    from abo_pipeline.runner import run_ladder
+    from abo_pipeline.terminal import TerminalProgress, ladder_rows
+
+    names = None if rungs is None else [name.strip() for name in rungs.split(",") if name.strip()]
+    with TerminalProgress(err if as_json else out, err) as progress:
+        found = run_ladder(Settings.last(), progress, size=size, rungs=names)
+    if as_json:
+        click.echo(json.dumps(found.as_json(), indent=1, ensure_ascii=False))
+        return
+    _print_numbers(*ladder_rows(found))
+    for name, reason in found.left_out.items():
+        out.print(escape(f"{name}: left out, because {reason}"))
+    out.print(f"\n{escape(found.advice.words)}")
+
+
+@cli.command()
 @click.option("-h", "--host", default="127.0.0.1", show_default=True)
 @click.option("-p", "--port", default=3000, show_default=True)
 def dev(host: str, port: int) -> None:
@@ -522,18 +544,23 @@ def main() -> None:
         sys.exit(2)
     except AboError as error:
         if debug:
-            err.print_exception()
+            _print_origin(error)
         err.print(f"[red]error:[/] {escape(str(error))}")
         sys.exit(2)
     except Exception as error:  # noqa: BLE001 - the last resort
         # What nobody foresaw is a bug; a person at a terminal is told so in a sentence all the same.
         if debug:
-            err.print_exception()
+            _print_origin(error)
         first_line = next(iter(str(error).splitlines()), "")[:300]
         err.print(f"[red]error:[/] this is a bug: {escape(f'{type(error).__name__}: {first_line}')}. ", end="")
         err.print("The same command with --debug shows where; please report it.")
         sys.exit(2)
     sys.exit(code or 0)
+
+
+def _print_origin(error: Exception) -> None:
+    """The traceback; not by rich, which never ends where exceptions lead in a circle, as those from assets do."""
+    err.print("".join(traceback.format_exception(error)), end="", markup=False)
 
 
 def _sample(folder: Path) -> Sample:
@@ -657,6 +684,16 @@ def _print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for column in columns:
         is_number = column in _NUMBERS
         table.add_column(column, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    out.print(table)
+
+
+def _print_numbers(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table whose first column is words."""
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column != columns[0] else "left", no_wrap=True)
     for row in rows:
         table.add_row(*map(escape, row))
     out.print(table)

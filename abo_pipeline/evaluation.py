@@ -171,6 +171,21 @@ def measure_sizes(
     return [SizeMeasures.of(known.measures) for known in measured(space, settings.sizes) if known.measures]
 
 
+def image_queries(space: EmbeddingSpace, cutoff: int) -> Queries | None:
+    """The first images by sample key, which are a fair sample. None if there are not two."""
+    first = next(blocks(space, cutoff), None)
+    if first is None or len(first.ids) < 2:
+        return None
+    ids = first.ids[:IMAGE_QUERIES]
+    return Queries(IMAGE, first.vectors[:IMAGE_QUERIES], tuple((image_id,) for image_id in ids))
+
+
+def text_queries(space: EmbeddingSpace, encoder: Encoder, prompts: Sequence[str]) -> Queries:
+    """What people ask a shop for, and titles of the catalogue's own products where there are any."""
+    asked = [f"{colour} {thing}" for colour in _COLOURS for thing in _THINGS]
+    return _of_texts(encoder, asked + titles(space, TITLE_QUERIES), prompts)
+
+
 def truths(
     space: EmbeddingSpace, cutoffs: Sequence[int], asked: Sequence[Queries], depth: int = max(KS)
 ) -> dict[int, list[NDArray[np.float32]]]:
@@ -204,6 +219,23 @@ def truths(
     found |= dict.fromkeys(remaining, best)
     ends = np.cumsum([len(queries.vectors) for queries in asked])[:-1]
     return {cutoff: np.split(similarities, ends) for cutoff, similarities in found.items()}
+
+
+def recall_at(k: int, found: Sequence[Sequence[float]], truth: NDArray[np.float32]) -> float:
+    """recall@k, averaged over queries; 1 if there is nothing to find.
+
+    Args:
+        k: hits wanted.
+        found: the similarities of each query's hits, best first.
+        truth: (queries, at least k), what ``truths`` gave.
+    """
+    recalls = []
+    for similarities, best in zip(found, truth, strict=True):
+        expected = min(k, int((best > -1).sum()))
+        if expected:
+            bound = best[expected - 1] - _TOLERANCE
+            recalls.append(sum(similarity >= bound for similarity in similarities[:expected]) / expected)
+    return float(np.mean(recalls or [1.0]))
 
 
 def tune(
@@ -253,11 +285,11 @@ def _measure(
 ) -> None:
     as_of = now(space)
     scopes = {size: scope(space, size) for size in sizes}
-    images = _image_queries(space, max(within.cutoff for within in scopes.values()))
+    images = image_queries(space, max(within.cutoff for within in scopes.values()))
     if images is None:
         progress("fewer than two images are embedded: there is nothing to measure recall with")
         return
-    asked = [images, _text_queries(space, encoder, settings.prompts)]
+    asked = [images, text_queries(space, encoder, settings.prompts)]
     random_queries = [_between_images(images), _random_texts(encoder, settings.prompts)]
     progress(f"measuring with {', '.join(f'{len(each.vectors)} {each.kind} queries' for each in asked)}")
     truth = truths(space, [within.cutoff for within in scopes.values()], asked + random_queries)
@@ -308,16 +340,13 @@ def _point(
     space: EmbeddingSpace, within: Scope, queries: Queries, truth: NDArray[np.float32], k: int, effort: int
 ) -> Point:
     """Ask every query of the index alone."""
-    recalls, seconds = [], []
-    for vector, own, similarities in zip(queries.vectors, queries.without, truth, strict=True):
+    found, seconds = [], []
+    for vector, own in zip(queries.vectors, queries.without, strict=True):
         started = time.perf_counter()
         hits = by_index(space, vector, k, within, exclude=own, effort=effort)
         seconds.append(time.perf_counter() - started)
-        expected = min(k, int((similarities > -1).sum()))
-        if expected:
-            bound = similarities[expected - 1] - _TOLERANCE
-            recalls.append(sum(hit.similarity >= bound for hit in hits[:expected]) / expected)
-    return Point(queries.kind, k, effort, float(np.mean(recalls or [1.0])), 1000 * float(np.median(seconds)))
+        found.append([hit.similarity for hit in hits])
+    return Point(queries.kind, k, effort, recall_at(k, found, truth), 1000 * float(np.median(seconds)))
 
 
 def _exact_point(space: EmbeddingSpace, within: Scope, queries: Queries, k: int) -> Point:
@@ -329,21 +358,6 @@ def _exact_point(space: EmbeddingSpace, within: Scope, queries: Queries, k: int)
         nearest(space, vector, k, exactly)
         seconds.append(time.perf_counter() - started)
     return Point(queries.kind, k, 0, 1.0, 1000 * float(np.median(seconds)))
-
-
-def _image_queries(space: EmbeddingSpace, cutoff: int) -> Queries | None:
-    """The first images by sample key, which are a fair sample. None if there are not two."""
-    first = next(blocks(space, cutoff), None)
-    if first is None or len(first.ids) < 2:
-        return None
-    ids = first.ids[:IMAGE_QUERIES]
-    return Queries(IMAGE, first.vectors[:IMAGE_QUERIES], tuple((image_id,) for image_id in ids))
-
-
-def _text_queries(space: EmbeddingSpace, encoder: Encoder, prompts: Sequence[str]) -> Queries:
-    """What people ask a shop for, and titles of the catalogue's own products where there are any."""
-    asked = [f"{colour} {thing}" for colour in _COLOURS for thing in _THINGS]
-    return _of_texts(encoder, asked + titles(space, TITLE_QUERIES), prompts)
 
 
 def _between_images(images: Queries) -> Queries:

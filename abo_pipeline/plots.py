@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +13,15 @@ from abo_pipeline.evaluation import IMAGE, KS, TEXT, SizeMeasures
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
+
+    from abo_pipeline.ladder import Ladder
 
 _COLOURS = ("#2f6db3", "#c8641e", "#2a9d55", "#8a4fb0", "#777777")
 _MARKERS = {KS[0]: "o", KS[1]: "s"}
+_RECOMMENDED, _FAINT = "#2a9d55", "#777777"
+_LARGEST_BUBBLE = 900.0
+"""Area in square points."""
 
 
 def recall_figure(measures: Sequence[SizeMeasures]) -> Figure:
@@ -29,16 +37,7 @@ def recall_figure(measures: Sequence[SizeMeasures]) -> Figure:
         for colour, found in zip(cycle(_COLOURS), measures, strict=False):
             for k in KS:
                 _line(axes, found, kind, k, colour)
-        axes.axhline(measures[0].target, color="#b4541a", linewidth=1, linestyle="--")
-        axes.text(
-            0.01,
-            measures[0].target,
-            f" target {measures[0].target:g}",
-            transform=axes.get_yaxis_transform(),
-            fontsize=8,
-            color="#b4541a",
-            va="bottom",
-        )
+        _target_line(axes, measures[0].target)
         axes.set_xscale("log")
         axes.set_xlabel("median milliseconds a query")
         axes.set_title(f"{kind} queries", loc="left", fontsize=11, fontweight="bold")
@@ -63,3 +62,136 @@ def _line(axes: Axes, found: SizeMeasures, kind: str, k: int, colour: str) -> No
     for point in by_index:
         if point.effort == found.efforts.get(k):
             axes.plot(point.p50_ms, point.recall, marker="o", markersize=11, fillstyle="none", **style)
+
+
+def ladder_figure(ladder: Ladder) -> Figure:
+    """Recall against the median milliseconds of a query: a panel a kind of query, a bubble a rung.
+
+    A bubble's area is its bytes a vector. Those that meet the target for both kinds are filled; the recommended one is
+    green.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # Below one another, and just as wide as the place where Dagster shows them.
+    figure = Figure(figsize=(8, 9), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(
+        f"{ladder.rows:,} vectors of {ladder.dimension:,} dimensions; area: bytes a vector, index included",
+        x=0.01,
+        ha="left",
+        fontsize=10,
+    )
+    panels = figure.subplots(2, 1, sharex=True)
+    bubbles = [_ladder_panel(axes, ladder, kind) for axes, kind in zip(panels, (IMAGE, TEXT), strict=True)]
+    panels[1].set_xlabel("median milliseconds a query")
+    # Labels look for places once everything else has its own.
+    figure.draw_without_rendering()
+    for axes, several in zip(panels, bubbles, strict=True):
+        _label(figure, axes, several)
+    return figure
+
+
+@dataclass(frozen=True)
+class _Bubble:
+    """A labelled point of a plot; its radius is in points."""
+
+    x: float
+    y: float
+    radius: float
+    label: str
+    weight: str
+
+
+def _ladder_panel(axes: Axes, ladder: Ladder, kind: str) -> list[_Bubble]:
+    from matplotlib.ticker import FuncFormatter
+
+    advised = ladder.advice.rung
+    largest = max(rung.bytes_a_vector for rung in ladder.rungs)
+    bubbles = []
+    for rung in sorted(ladder.rungs, key=lambda rung: -rung.bytes):
+        found = rung.image if kind == IMAGE else rung.text
+        area = _LARGEST_BUBBLE * rung.bytes_a_vector / largest
+        colour = _RECOMMENDED if rung.name == advised else _COLOURS[0]
+        face = colour if rung.recall >= ladder.target else "none"
+        axes.scatter(found.p50_ms, found.recall, s=area, facecolor=face, edgecolor=colour, alpha=0.6, zorder=3)
+        label = f"{rung.name}, {rung.bytes_a_vector:,} B"
+        weight = "bold" if rung.name == advised else "normal"
+        bubbles.append(_Bubble(found.p50_ms, found.recall, math.sqrt(area / math.pi), label, weight))
+    lowest = min(ladder.target, *(bubble.y for bubble in bubbles))
+    # As much above 1 as a large bubble needs.
+    room = max(0.25 * (1 - lowest), 0.002)
+    axes.set_ylim(lowest - room, 1 + room)
+    times = [found.p50_ms for rung in ladder.rungs for found in (rung.image, rung.text)]
+    axes.set_xscale("log")
+    axes.set_xlim(min(times) / 1.6, max(times) * 1.6)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    digits = "23456789" if max(times) < 5 * min(times) else "25"
+    axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in digits else ""))
+    # There is room above 1 for the bubbles, but no recall.
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value < 1 + 1e-9 else ""))
+    axes.tick_params(which="both", labelsize=8)
+    axes.set_ylabel(f"recall@{KS[0]}")
+    axes.set_title(f"{kind} queries", loc="left", fontsize=11, fontweight="bold")
+    _target_line(axes, ladder.target)
+    axes.grid(visible=True, which="both", linewidth=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    return bubbles
+
+
+def _target_line(axes: Axes, target: float) -> None:
+    axes.axhline(target, color="#b4541a", linewidth=1, linestyle="--")
+    axes.text(
+        0.01,
+        target,
+        f" target {target:g}",
+        transform=axes.get_yaxis_transform(),
+        fontsize=8,
+        color="#b4541a",
+        va="bottom",
+    )
+
+
+def _label(figure: Figure, axes: Axes, bubbles: Sequence[_Bubble]) -> None:
+    """Write beside each bubble what it is, where nothing is yet, and as near to it as there is room."""
+    pixels = figure.dpi / 72
+    centres = [axes.transData.transform((bubble.x, bubble.y)) for bubble in bubbles]
+    taken = [text.get_window_extent() for text in axes.texts]
+    taken += [
+        _box(x, y, 2 * pixels * bubble.radius, 2 * pixels * bubble.radius)
+        for bubble, (x, y) in zip(bubbles, centres, strict=True)
+    ]
+    inside = axes.get_window_extent()
+    for bubble, (x, y) in zip(bubbles, centres, strict=True):
+        style: Any = {"fontsize": 8, "fontweight": bubble.weight, "ha": "center", "va": "center", "zorder": 4}
+        probe = axes.text(bubble.x, bubble.y, bubble.label, **style)
+        width, height = probe.get_window_extent().size
+        probe.remove()
+        for right, up in _places(pixels * bubble.radius, width, height):
+            box = _box(x + right, y + up, width + 4, height + 2)
+            fits = inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
+            if fits and not box.count_overlaps(taken):
+                break
+        taken.append(box)
+        axes.annotate(
+            bubble.label,
+            (bubble.x, bubble.y),
+            xytext=(right / pixels, up / pixels),
+            textcoords="offset points",
+            arrowprops={"arrowstyle": "-", "linewidth": 0.6, "color": _FAINT, "shrinkA": 1, "shrinkB": bubble.radius},
+            **style,
+        )
+
+
+def _places(radius: float, width: float, height: float) -> Iterator[tuple[float, float]]:
+    """Where the middle of a label may be, seen from the middle of its bubble: beside it first, then farther away."""
+    for away in range(4, 400, 12):
+        for angle in range(0, 360, 20):
+            right, up = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+            yield right * (radius + away + width / 2), up * (radius + away + height / 2)
+
+
+def _box(x: float, y: float, width: float, height: float) -> Bbox:
+    from matplotlib.transforms import Bbox
+
+    return Bbox.from_bounds(x - width / 2, y - height / 2, width, height)

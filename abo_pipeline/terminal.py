@@ -19,6 +19,7 @@ from abo_pipeline.catalog import REASONS
 from abo_pipeline.download import in_megabytes
 from abo_pipeline.embedding import Tally
 from abo_pipeline.evaluation import IMAGE, KS, TEXT
+from abo_pipeline.ladder import Ladder
 from abo_pipeline.plan import Plan
 from abo_pipeline.runner import PipelineProgress
 from abo_pipeline.search import ExplainedHits
@@ -27,6 +28,8 @@ from abo_pipeline.store import SpaceSummary
 from abo_pipeline.store.analytics import Count, Facet, Facets
 
 _LINE_SECONDS = 10.0
+_FOUND = ("recall", "p50", "p95")
+"""What is shown of a rung's queries; times in milliseconds."""
 
 STAGES = {
     "raw_archive": "archive",
@@ -36,6 +39,7 @@ STAGES = {
     "embedding_index": "index",
     "golden_queries": "queries",
     "search_report": "report",
+    "storage_ladder": "ladder",
 }
 """What an asset is called at the terminal."""
 
@@ -243,6 +247,27 @@ def _counts(facet: Facet) -> str:
     return ", ".join(counts + ([f"unknown {facet.unknown:,}"] if facet.unknown else []))
 
 
+def ladder_rows(ladder: Ladder) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The storage ladder as a table: its columns, and its rows."""
+    kinds = ("image", "text")
+    columns = ("rung", "MB", "B/vector", "build s", "effort", *(f"{kind} {what}" for kind in kinds for what in _FOUND))
+    return columns, [
+        (
+            rung.name,
+            f"{rung.bytes / 1e6:,.1f}",
+            f"{rung.bytes_a_vector:,}",
+            f"{rung.build_seconds:.1f}",
+            f"{rung.effort:,}" if rung.effort else "",
+            *(
+                words
+                for found in (rung.image, rung.text)
+                for words in (f"{found.recall:.4f}", f"{found.p50_ms:.1f}", f"{found.p95_ms:.1f}")
+            ),
+        )
+        for rung in ladder.rungs
+    ]
+
+
 def _archive(metadata: dict[str, Any]) -> str:
     how = "fetched" if metadata["fetched"] else "already here"
     left_out = ", ".join(f"{count:,} {kind}" for kind, count in metadata["left_out"].items())
@@ -295,6 +320,10 @@ def _report(metadata: dict[str, Any]) -> str:
     return f"{metadata['queries']} grids\n{'':<11} {metadata['first_grid']}\n{'':<11} {metadata['page_file']}"
 
 
+def _ladder(metadata: dict[str, Any]) -> str:
+    return f"{metadata['plot_file']}\n{'':<11} {metadata['numbers_file']}"
+
+
 _WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "raw_archive": _archive,
     "listings": _listings,
@@ -303,4 +332,5 @@ _WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "embedding_index": _index,
     "golden_queries": _golden,
     "search_report": _report,
+    "storage_ladder": _ladder,
 }

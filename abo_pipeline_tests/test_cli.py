@@ -402,6 +402,16 @@ def test_an_export_or_import_that_cannot_be_is_one_sentence(abo, words, message)
     assert abo(*words) == (2, "", f"error: {message}\n")
 
 
+def test_debug_shows_where_an_error_in_an_asset_came_from(abo, tmp_path):
+    other = write_tar(tmp_path / "holiday.tar", {"holiday/beach.jpg": jpeg()})
+
+    code, _, err = abo("run", "--model", "small-clip", "--archive", other, "--debug")
+
+    assert code == 2
+    assert "Traceback" in err
+    assert err.splitlines()[-1].startswith(f"error: {other} holds no member ")
+
+
 def test_an_archive_of_something_else_is_refused(abo, tmp_path):
     other = write_tar(tmp_path / "holiday.tar", {"holiday/beach.jpg": jpeg()})
 

@@ -217,5 +217,24 @@ STRATEGIES: Mapping[str, Strategy] = {strategy.name: strategy for strategy in _S
 
 NAMES = (EXACT, *STRATEGIES)
 
+PROJECTED = Strategy(
+    name="pca",
+    method="hnsw",
+    extension="vector",
+    words="HNSW over principal components, re-ranked exactly by the full vectors",
+    default_effort=200,
+    _expression="embedding",
+    # Distances are what principal components keep. By angles, texts lose more: of their ten nearest among real
+    # photographs, 100 candidates held 99.9 % by distance and 98.6 % by angle, at 48 of 128 dimensions.
+    _operator_class="halfvec_l2_ops",
+    _operator="<->",
+    _query="CAST(CAST(:query AS vector) AS halfvec({dimension}))",
+    _parameters=_hnsw_parameters,
+    _ladder=_reranks,
+    _settings=_hnsw_settings,
+    _candidates=_many_reranked,
+)
+"""For tables that hold projected vectors as half precision, as the storage ladder's do; no size is indexed so."""
+
 METHODS = tuple(sorted({strategy.method for strategy in _STRATEGIES}))
 """Access methods of vector indexes: what of a table's indexes is ours to drop."""
