@@ -24,7 +24,7 @@ from abo_pipeline.store.database import is_gone, transaction, tuned
 from abo_pipeline.store.filtering import estimated_share, matching_images, parameters, row_condition
 from abo_pipeline.store.schema import Image, SizeIndex
 from abo_pipeline.store.spaces import EmbeddingSpace
-from abo_pipeline.store.strategies import EXACT, MAX_EF_SEARCH, STRATEGIES, Strategy
+from abo_pipeline.store.strategies import EXACT, MAX_EF_SEARCH, STRATEGIES, Strategy, membership
 
 MOST_BY_INDEX = MAX_EF_SEARCH
 """A larger k is answered exactly."""
@@ -341,17 +341,13 @@ def _neighbour(row: Any) -> Neighbour:
 
 
 def _indexed(space: EmbeddingSpace, ask: Ask, strategy: Strategy) -> TextClause:
-    """By the partial index, then by exact distance.
-
-    The cutoff is a literal: as a parameter it would be lost to the planner once the statement has a generic plan, and
-    the partial index with it.
-    """
+    """By the partial index, then by exact distance."""
     # Without the limit there is nothing that was not seen, and so no candidate that may have unseen equals.
     return text(
         f"""
         WITH candidates AS MATERIALIZED (
             SELECT image_id, embedding FROM {space.table.name} e
-            WHERE sample_key <= {ask.scope.cutoff} AND image_id <> ALL (CAST(:exclude AS text[]))
+            WHERE {membership(ask.scope.cutoff)} AND image_id <> ALL (CAST(:exclude AS text[]))
             AND {_BEHIND if ask.after else "true"} AND {row_condition(ask.filters, space.engine)}
             ORDER BY {strategy.ordering(space.dimension)}
             LIMIT :candidates

@@ -240,6 +240,22 @@ def test_the_hundredth_search_goes_by_the_index_as_the_first_did(library):
     assert counted() == before + 100
 
 
+@pytest.mark.parametrize("strategy", ["hnsw", "ivfflat", "bit"])
+def test_a_size_is_searched_by_its_own_index_although_a_larger_ones_would_be_cheaper(store, strategy):
+    library = Library(store, clip().images(1_500))
+    # Of inverted lists, the smaller size has one, and the larger two that are half as long.
+    for size in (1_400, 1_450):
+        build_index(library.space, size, library.cutoff(size), memory_mb=64, strategy=strategy)
+
+    plans = {
+        size: plan_of(library.space, Ask(clip().texts(1)[0], 10, scope(library.space, size), effort=1))
+        for size in (1_400, 1_450)
+    }
+
+    used = {size: f"using {scope(library.space, size).index_name} " in plan for size, plan in plans.items()}
+    assert used == {1_400: True, 1_450: True}
+
+
 @pytest.mark.parametrize(("k", "left_out"), [(10, 0), (10, 250), (100, 0), (333, 0)])
 def test_what_the_index_answers_in_full_is_not_searched_exactly_as_well(library, k, left_out):
     searches = []
