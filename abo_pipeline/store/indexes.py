@@ -25,7 +25,7 @@ from abo_pipeline.errors import StoreError
 from abo_pipeline.store.database import ensure_vectorscale, transaction, translated
 from abo_pipeline.store.schema import Background, SizeIndex
 from abo_pipeline.store.spaces import EmbeddingSpace
-from abo_pipeline.store.strategies import DISKANN, EXACT, HNSW, METHODS, STRATEGIES, Strategy
+from abo_pipeline.store.strategies import DISKANN, EXACT, HNSW, METHODS, STRATEGIES, Strategy, membership
 
 _POLL_SECONDS = 1.0
 _LOCK_NAMESPACE = 0x41424F
@@ -218,7 +218,7 @@ def _build(
         f"REINDEX INDEX CONCURRENTLY {_qualified(connection, name)}"
         if in_place
         else f"CREATE INDEX CONCURRENTLY {name} ON {space.table.name} "
-        f"{strategy.definition(rows, space.dimension)} WHERE sample_key <= {cutoff}"
+        f"{strategy.definition(rows, space.dimension)} WHERE {membership(cutoff)}"
     )
     try:
         with watched(connection, space, progress):

@@ -24,7 +24,7 @@ from abo_pipeline.store.database import is_gone, transaction, tuned
 from abo_pipeline.store.filtering import estimated_share, matching_images, parameters, row_condition
 from abo_pipeline.store.schema import Image, SizeIndex
 from abo_pipeline.store.spaces import EmbeddingSpace
-from abo_pipeline.store.strategies import EXACT, MAX_EF_SEARCH, STRATEGIES, Strategy
+from abo_pipeline.store.strategies import EXACT, MAX_EF_SEARCH, STRATEGIES, Strategy, membership
 
 MOST_BY_INDEX = MAX_EF_SEARCH
 """A larger k is answered exactly."""
@@ -344,18 +344,14 @@ def _neighbour(row: Any) -> Neighbour:
 
 
 def _indexed(space: EmbeddingSpace, ask: Ask, strategy: Strategy) -> TextClause:
-    """By the partial index, then by exact distance.
-
-    The cutoff is a literal: as a parameter it would be lost to the planner once the statement has a generic plan, and
-    the partial index with it.
-    """
+    """By the partial index, then by exact distance."""
     # A reach is how far the index takes an image to be; that of the farthest candidate is null if there were no more.
     # Images that left the catalogue go before the limit, so that they take nobody's place.
     return text(
         f"""
         WITH candidates AS MATERIALIZED (
             SELECT image_id, embedding, {strategy.reach(space.dimension)} AS reach FROM {space.table.name} e
-            WHERE sample_key <= {ask.scope.cutoff} AND image_id <> ALL (CAST(:exclude AS text[]))
+            WHERE {membership(ask.scope.cutoff)} AND image_id <> ALL (CAST(:exclude AS text[]))
             AND {_BEHIND if ask.after else "true"} AND {row_condition(ask.filters, space.engine)}
             ORDER BY {strategy.ordering(space.dimension)}
             LIMIT :candidates

@@ -243,3 +243,14 @@ PROJECTED = Strategy(
 
 METHODS = tuple(sorted({strategy.method for strategy in _STRATEGIES}))
 """Access methods of vector indexes: what of a table's indexes is ours to drop."""
+
+
+def membership(cutoff: int) -> str:
+    """The WHERE of a size's partial index, and of a query that is to be answered by it.
+
+    The cutoff is a literal: as a parameter it would be lost to the planner once the statement has a generic plan, and
+    the partial index with it. Its second half, which holds for every key, is what tells sizes apart: by the first
+    alone a larger size's index would do as well, and the planner takes it where it thinks that cheaper, as of two
+    ``ivfflat`` with other numbers of lists.
+    """
+    return f"sample_key <= {cutoff} AND sample_key <> -1 - {cutoff}"

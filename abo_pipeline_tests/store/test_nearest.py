@@ -15,6 +15,7 @@ from abo_pipeline.store import Store
 from abo_pipeline.store.database import open_engine, transaction
 from abo_pipeline.store.embedded import EmbeddedServer
 from abo_pipeline.store.explain import plan_of
+from abo_pipeline.store.indexes import build_index
 from abo_pipeline.store.nearest import (
     Ask,
     Neighbour,
@@ -149,6 +150,22 @@ def test_the_hundredth_search_goes_by_the_index_as_the_first_did(library):
     while counted() < before + 100 and time.monotonic() < deadline:
         time.sleep(0.05)
     assert counted() == before + 100
+
+
+@pytest.mark.parametrize("strategy", ["hnsw", "ivfflat", "bit"])
+def test_a_size_is_searched_by_its_own_index_although_a_larger_ones_would_be_cheaper(store, strategy):
+    library = Library(store, clip().images(1_500))
+    # Of inverted lists, the smaller size has one, and the larger two that are half as long.
+    for size in (1_400, 1_450):
+        build_index(library.space, size, library.cutoff(size), memory_mb=64, strategy=strategy)
+
+    plans = {
+        size: plan_of(library.space, Ask(clip().texts(1)[0], 10, scope(library.space, size), effort=1))
+        for size in (1_400, 1_450)
+    }
+
+    used = {size: f"using {scope(library.space, size).index_name} " in plan for size, plan in plans.items()}
+    assert used == {1_400: True, 1_450: True}
 
 
 @pytest.mark.parametrize(("k", "left_out"), [(10, 0), (10, 250), (100, 0), (333, 0)])
