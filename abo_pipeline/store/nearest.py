@@ -7,7 +7,7 @@ comparing with those few. How a query vector comes about, and what a hit looks l
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
@@ -258,21 +258,13 @@ def statement_of(space: EmbeddingSpace, ask: Ask, way: Way) -> tuple[TextClause,
     return _indexed(space, ask, way.strategy), values | {"candidates": way.strategy.candidates(ask.k, way.effort)}
 
 
-@contextmanager
-def searching(space: EmbeddingSpace, ask: Ask, way: Way) -> Iterator[Connection]:
-    """A connection as a search needs it: an exact one without the settings that keep the planner to an index."""
-    if way.strategy is None:
-        with transaction(space.engine) as connection:
-            yield connection
-        return
-    settings = {
-        **way.strategy.settings(ask.k, way.effort, way.visited),
-        # On a small table the planner would rather sort all rows than trust an index.
-        "enable_sort": "off",
-        "enable_seqscan": "off",
-    }
-    with tuned(space.engine, settings) as connection:
-        yield connection
+def searching(space: EmbeddingSpace, ask: Ask, way: Way) -> AbstractContextManager[Connection]:
+    """A connection as a search needs it."""
+    # On a small table the planner would rather sort all rows than trust an index.
+    settings = dict.fromkeys(("enable_sort", "enable_seqscan"), "off" if way.strategy else "on")
+    if way.strategy:
+        settings |= way.strategy.settings(ask.k, way.effort, way.visited)
+    return tuned(space.engine, settings)
 
 
 def stored_vector(space: EmbeddingSpace, image_id: str) -> NDArray[np.float32] | None:
@@ -326,7 +318,7 @@ def _fetch(space: EmbeddingSpace, ask: Ask, way: Way) -> Sequence[Any]:
     try:
         return _rows(space, ask, way)
     except StoreError as error:
-        if way.strategy is None or not is_gone(error):
+        if not is_gone(error):
             raise
         # The server was started anew since the last search. Reading once more does no harm.
         return _rows(space, ask, way)
