@@ -60,8 +60,8 @@ def test_searching_tells_of_each_index_at_each_size_and_effort(tmp_path, capsys)
     assert [(point["by"], point["size"], point["effort"], point["kind"]) for point in figures["points"]] == [
         (by, size, effort, kind)
         for by, size in every
-        for effort in {"ours, hnsw": efforts, "ours, exact": (), "numpy, exact": (0,)}[by]
         for kind in ("image", "text")
+        for effort in {"ours, hnsw": efforts, "ours, exact": (), "numpy, exact": (0,)}[by]
     ]
     assert {point["recall"] for point in figures["points"] if point["by"] == "numpy, exact"} == {1.0}
     assert [(claim, bound) for claim, bound, _ in bars(figures)] == [

@@ -15,6 +15,10 @@ from abo_pipeline.store.spaces import EmbeddingSpace
 SAMPLE = 1_000
 """Images whose matches are counted for an estimate. The first by sample key are a fair sample of all."""
 
+_WORDS = (
+    "string_to_array(btrim(regexp_replace("
+    "lower(coalesce({text}, '') COLLATE {letters}), '[^[:alnum:]]+', ' ', 'g')), ' ')"
+)
 _VALUES = "ARRAY(SELECT lower(value COLLATE {letters}) FROM unnest(CAST(:filter_{name} AS text[])) value)"
 _ANY_OF = {
     name: f"lower(p.{name} COLLATE {{letters}}) = ANY ({_VALUES.replace('{name}', name)})"
@@ -23,9 +27,9 @@ _ANY_OF = {
 _CONDITIONS = _ANY_OF | {
     "keyword": "EXISTS (SELECT FROM unnest(p.keywords) word "
     f"WHERE lower(word COLLATE {{letters}}) = ANY ({_VALUES.replace('{name}', 'keyword')}))",
-    # No stemming and no stop words: titles come in many languages.
-    "title": "to_tsvector('simple', coalesce(lower(p.title COLLATE {letters}), '')) "
-    "@@ plainto_tsquery('simple', lower(:filter_title COLLATE {letters}))",
+    # Not by Postgres's text search: it takes black/white for the name of a file, and all but ASCII for letters in a
+    # database of locale C. What is asked is made words of once, in a query of its own.
+    "title": f"{_WORDS.replace('{text}', 'p.title')} @> (SELECT {_WORDS.replace('{text}', ':filter_title')})",
     "min_width": "i.width >= :filter_min_width",
     "max_width": "i.width <= :filter_max_width",
     "min_height": "i.height >= :filter_min_height",

@@ -7,7 +7,7 @@ comparing with those few. How a query vector comes about, and what a hit looks l
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
@@ -223,7 +223,7 @@ def by_index(
     """
     ask = Ask(vector, k, scope, exclude, effort=effort)
     way = Way(STRATEGIES[scope.strategy], "", _effort(ask))
-    return _fetch(space, ask, way)[0]
+    return [_neighbour(row) for row in _fetch(space, ask, way)[:k]]
 
 
 def way_of(space: EmbeddingSpace, ask: Ask) -> Way:
@@ -258,21 +258,13 @@ def statement_of(space: EmbeddingSpace, ask: Ask, way: Way) -> tuple[TextClause,
     return _indexed(space, ask, way.strategy), values | {"candidates": way.strategy.candidates(ask.k, way.effort)}
 
 
-@contextmanager
-def searching(space: EmbeddingSpace, ask: Ask, way: Way) -> Iterator[Connection]:
-    """A connection as a search needs it: an exact one without the settings that keep the planner to an index."""
-    if way.strategy is None:
-        with transaction(space.engine) as connection:
-            yield connection
-        return
-    settings = {
-        **way.strategy.settings(ask.k, way.effort, way.visited),
-        # On a small table the planner would rather sort all rows than trust an index.
-        "enable_sort": "off",
-        "enable_seqscan": "off",
-    }
-    with tuned(space.engine, settings) as connection:
-        yield connection
+def searching(space: EmbeddingSpace, ask: Ask, way: Way) -> AbstractContextManager[Connection]:
+    """A connection as a search needs it."""
+    # On a small table the planner would rather sort all rows than trust an index.
+    settings = dict.fromkeys(("enable_sort", "enable_seqscan"), "off" if way.strategy else "on")
+    if way.strategy:
+        settings |= way.strategy.settings(ask.k, way.effort, way.visited)
+    return tuned(space.engine, settings)
 
 
 def stored_vector(space: EmbeddingSpace, image_id: str) -> NDArray[np.float32] | None:
@@ -304,29 +296,32 @@ def _effort(ask: Ask) -> int:
 def _by_index(space: EmbeddingSpace, ask: Ask, way: Way) -> list[Neighbour] | None:
     """The answer by the index, or None if it is not to be relied on.
 
-    It is short; or its last hit is as far as the farthest candidate, so that of several equals any may have been seen.
+    It is short; the index had no more to give, and does not know whether it passed over some; or the answer ends among
+    equals of which the index may not have given all.
     """
-    found, farthest = _fetch(space, ask, way)
-    if len(found) < ask.k or found[-1].distance >= farthest:
+    rows = _fetch(space, ask, way)
+    hits, following = rows[: ask.k], rows[ask.k :]
+    if not following or following[0].farthest is None:
         return None
-    return found
+    among_equals = following[0].distance == hits[-1].distance
+    if among_equals and hits[-1].reach >= following[0].farthest:
+        return None
+    return [_neighbour(row) for row in hits]
 
 
 def _exactly(space: EmbeddingSpace, ask: Ask) -> list[Neighbour]:
-    return _fetch(space, replace(ask, effort=None), Way(None, ""))[0]
+    return [_neighbour(row) for row in _fetch(space, replace(ask, effort=None), Way(None, ""))]
 
 
-def _fetch(space: EmbeddingSpace, ask: Ask, way: Way) -> tuple[list[Neighbour], float]:
-    """Hits, and the distance of the farthest candidate that they were chosen from; infinite if that was everything."""
+def _fetch(space: EmbeddingSpace, ask: Ask, way: Way) -> Sequence[Any]:
+    """The rows of an answer; by an index, also the row that would be the next hit, if one was seen."""
     try:
-        rows = _rows(space, ask, way)
+        return _rows(space, ask, way)
     except StoreError as error:
-        if way.strategy is None or not is_gone(error):
+        if not is_gone(error):
             raise
         # The server was started anew since the last search. Reading once more does no harm.
-        rows = _rows(space, ask, way)
-    farthest = next((row.farthest for row in rows), None)
-    return [_neighbour(row) for row in rows], float("inf") if farthest is None else farthest
+        return _rows(space, ask, way)
 
 
 def _rows(space: EmbeddingSpace, ask: Ask, way: Way) -> Sequence[Any]:
@@ -342,21 +337,23 @@ def _neighbour(row: Any) -> Neighbour:
 
 def _indexed(space: EmbeddingSpace, ask: Ask, strategy: Strategy) -> TextClause:
     """By the partial index, then by exact distance."""
-    # Without the limit there is nothing that was not seen, and so no candidate that may have unseen equals.
+    # A reach is how far the index takes an image to be; that of the farthest candidate is null if there were no more.
+    # Images that left the catalogue go before the limit, so that they take nobody's place.
     return text(
         f"""
         WITH candidates AS MATERIALIZED (
-            SELECT image_id, embedding FROM {space.table.name} e
+            SELECT image_id, embedding, {strategy.reach(space.dimension)} AS reach FROM {space.table.name} e
             WHERE {membership(ask.scope.cutoff)} AND image_id <> ALL (CAST(:exclude AS text[]))
             AND {_BEHIND if ask.after else "true"} AND {row_condition(ask.filters, space.engine)}
             ORDER BY {strategy.ordering(space.dimension)}
             LIMIT :candidates
         ), measured AS MATERIALIZED (
-            SELECT image_id, embedding, embedding <=> CAST(:query AS vector) AS distance FROM candidates
+            SELECT image_id, embedding, embedding <=> CAST(:query AS vector) AS distance, reach FROM candidates
         ), hits AS MATERIALIZED (
-            SELECT image_id, {_shown_vector(ask)}, distance,
-                   (SELECT CASE WHEN count(*) = :candidates THEN max(distance) END FROM measured) AS farthest
-            FROM measured ORDER BY distance, image_id LIMIT :k
+            SELECT image_id, path, digest, {_shown_vector(ask)}, distance, reach,
+                   (SELECT CASE WHEN count(*) = :candidates THEN max(reach) END FROM measured) AS farthest
+            FROM (SELECT * FROM measured ORDER BY distance, image_id) ordered JOIN images USING (image_id)
+            ORDER BY distance, image_id LIMIT CAST(:k AS bigint) + 1
         )
         {_DESCRIBED}
         """
@@ -368,8 +365,8 @@ def _exact(space: EmbeddingSpace, ask: Ask) -> TextClause:
     return text(
         f"""
         WITH hits AS MATERIALIZED (
-            SELECT i.image_id, {_shown_vector(ask)}, (embedding <=> CAST(:query AS vector)) + 0 AS distance,
-                   CAST(NULL AS double precision) AS farthest
+            SELECT i.image_id, path, i.digest, {_shown_vector(ask)},
+                   (embedding <=> CAST(:query AS vector)) + 0 AS distance, NULL AS reach, NULL AS farthest
             FROM {space.table.name} e JOIN images i USING (image_id)
             WHERE e.sample_key <= {ask.scope.cutoff} AND i.image_id <> ALL (CAST(:exclude AS text[]))
             AND {_BEHIND if ask.after else "true"} AND {matching_images(ask.filters, space.engine)}
@@ -390,10 +387,10 @@ def _shown_vector(ask: Ask) -> str:
 
 
 _DESCRIBED = f"""
-        SELECT h.image_id, i.path, 1 - h.distance AS similarity,
-               p.item_id, p.title, p.product_type, p.color, p.brand, i.digest, h.distance, h.embedding, h.farthest
+        SELECT h.image_id, h.path, 1 - h.distance AS similarity,
+               p.item_id, p.title, p.product_type, p.color, p.brand, h.digest, h.distance, h.embedding,
+               h.reach, h.farthest
         FROM hits h
-        JOIN images i USING (image_id)
         {DESCRIBED_BY}
         ORDER BY h.distance, h.image_id
 """

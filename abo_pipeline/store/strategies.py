@@ -63,6 +63,11 @@ class Strategy:
         expression, query = (part.format(dimension=dimension) for part in (self._expression, self._query))
         return f"{expression} {self._operator} {query}"
 
+    def reach(self, dimension: int) -> str:
+        """How far the index takes a row to be, as far as Postgres can tell; one number for all where it cannot."""
+        # It goes by bits that only the index has.
+        return "0" if self.name == DISKANN else self.ordering(dimension)
+
     def efforts(self, rows: int) -> tuple[int, ...]:
         """Efforts worth trying, ascending, for an index over so many rows."""
         return self._ladder(rows)

@@ -1,19 +1,16 @@
 """Searching vectors that are spread as CLIP's are, compared with numpy, which looks at every one of them."""
 
 import time
-import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
-import psycopg
 import pytest
-from numpy.typing import NDArray
-from sqlalchemy import Engine, event, make_url, text
+from sqlalchemy import Engine, event, text
 
 from abo_pipeline import catalog, listings
-from abo_pipeline.sampling import LAST_KEY, cutoff, sample_key
+from abo_pipeline.sampling import LAST_KEY, sample_key
 from abo_pipeline.store import Store
 from abo_pipeline.store.database import open_engine, transaction
 from abo_pipeline.store.embedded import EmbeddedServer
@@ -30,87 +27,11 @@ from abo_pipeline.store.nearest import (
     stored_with_digest,
 )
 from abo_pipeline.store.spaces import Embedded
-from benchmarks.vectors import Clip, Vectors
+from abo_pipeline_tests.library import DIMENSION, Library, NamedEncoder, Vectors, clip, ids, stored_library
 
-DIMENSION = 64
 ROWS = 3_000
 SIZES = (300, 1_000, 3_000)
 EVERYTHING = Scope(None, LAST_KEY, None)
-
-
-@dataclass(frozen=True)
-class NamedEncoder:
-    """What opening a space asks of a model: who it is. Embedding is not tested here."""
-
-    fingerprint: str = "0011223344556677"
-    dimension: int = DIMENSION
-    model: str = "clip-test"
-    device: str = "cpu"
-
-
-def clip(seed: int = 0) -> Clip:
-    """Draws vectors that are spread as CLIP's are."""
-    return Clip(DIMENSION, clusters=40, seed=seed)
-
-
-class Library:
-    """A space with its pictures, and the same pictures for numpy."""
-
-    def __init__(self, store: Store, vectors: Vectors) -> None:
-        self.store = store
-        self.space = store.open_space("clip", NamedEncoder())
-        names = [f"{number:08x}" for number in range(len(vectors))]
-        order = sorted(range(len(names)), key=lambda at: sample_key(names[at]))
-        self.ids = np.array([names[at] for at in order])
-        self.keys = np.array([sample_key(name) for name in self.ids], np.int64)
-        self.vectors = vectors[order]
-        self.catalogue(self.ids)
-        self.space.write(
-            [
-                Embedded(str(name), int(key), "d1", vector)
-                for name, key, vector in zip(self.ids, self.keys, self.vectors, strict=True)
-            ],
-            [],
-        )
-
-    def catalogue(self, ids: Iterable[str]) -> None:
-        """Make these ids, and no others, the catalogue."""
-        rows = [(str(name), f"{name}.jpg", 1000, 1000, sample_key(str(name)), 0, 1, "d1") for name in ids]
-        self.store.write_images(pl.DataFrame(rows, schema=catalog.SCHEMA, orient="row"), allow_removal=True)
-
-    def index(self, *sizes: int) -> None:
-        for size in sizes:
-            build_index(self.space, size, self.cutoff(size), memory_mb=64)
-
-    def cutoff(self, size: int) -> int:
-        return cutoff(pl.Series(self.keys), size)
-
-    def similarities(self, query: Vectors) -> NDArray[np.float64]:
-        # Einstein's sum, for a matrix product rounds equal rows differently by where they stand.
-        dots = np.einsum("nd,d->n", self.vectors.astype(np.float64), query.astype(np.float64))
-        return dots / np.linalg.norm(self.vectors.astype(np.float64), axis=1) / np.linalg.norm(query)
-
-    def expected(self, query: Vectors, k: int, *, size: int = ROWS, without: Iterable[str] = ()) -> list[str]:
-        """The ids of the k nearest, by numpy; ties by id."""
-        similarities = self.similarities(query)
-        seen = [at for at in range(min(size, len(self.ids))) if self.ids[at] not in set(without)]
-        seen.sort(key=lambda at: (-similarities[at], self.ids[at]))
-        return [str(self.ids[at]) for at in seen[:k]]
-
-    def recall(self, queries: Iterable[Vectors], k: int, within: Scope, *, without: Sequence[str] = ()) -> float:
-        """How much of the k nearest a search finds, on average."""
-        size = len(self.keys[self.keys <= within.cutoff])
-        found = []
-        for query in queries:
-            expected = self.expected(query, k, size=size, without=without)
-            hits = ids(nearest(self.space, query, k, within))
-            assert len(hits) == len(set(hits)) == len(expected)
-            found.append(len(set(expected) & set(hits)) / len(expected))
-        return float(np.mean(found))
-
-
-def ids(neighbours: Iterable[Neighbour]) -> list[str]:
-    return [neighbour.image_id for neighbour in neighbours]
 
 
 def picture(name: str, similarity: float, *product: str) -> Neighbour:
@@ -121,21 +42,12 @@ def picture(name: str, similarity: float, *product: str) -> Neighbour:
 @pytest.fixture(scope="module")
 def library(server: EmbeddedServer) -> Iterator[Library]:
     """Three thousand pictures with an index for each of three sizes. No test changes it."""
-    address = make_url(server.url("postgres"))
-    name = f"library_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(
-        user=address.username, dbname="postgres", host=str(address.query["host"]), autocommit=True
-    ) as administration:
-        administration.execute(f"CREATE DATABASE {name}")
-        store = Store(open_engine(make_url(server.url(name))))
-        vectors = clip().images(ROWS)
-        # Some pictures are in it four times, byte by byte.
-        vectors[-90:] = np.repeat(vectors[:30], 3, axis=0)
-        library = Library(store, vectors)
+    vectors = clip().images(ROWS)
+    # Some pictures are in it four times, byte by byte.
+    vectors[-90:] = np.repeat(vectors[:30], 3, axis=0)
+    with stored_library(server, vectors) as library:
         library.index(*SIZES)
         yield library
-        store.engine.dispose()
-        administration.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def queries(count: int) -> list[Vectors]:
