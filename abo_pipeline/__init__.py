@@ -16,6 +16,7 @@ The flow, in reading order; each module is one stage and says what stays out of 
    ``query_vectors``  such a query → a unit vector
    ``search``     the vector → ``hits``
 6. ``report``     hits of three sizes → a page, numbers, and ``grids`` of ``pictures``
+   ``ladder``     the ways to store and index vectors, measured; ``projection`` finds principal components
    ``golden``     hits of fixed queries, beside those of the index build before
 
 ``defs`` shows these to Dagster, ``cli`` and ``terminal`` to a person; neither holds logic of its own. ``runner`` runs

@@ -134,6 +134,19 @@ def test_a_run_reports_each_asset_and_the_commands_that_follow_need_no_flags(abo
     by_picture = json.loads(abo("search", "--image", tmp_path / "mine.jpg", "-k", "1", "--json")[1])
     assert by_picture["hits"][0]["similarity"] == pytest.approx(1.0, abs=1e-4)
 
+    # The storage ladder of a size.
+    code, out, _ = abo("ladder", "--size", "60", "--rungs", "halfvec, exact")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()[2:5]] == ["rung", "exact", "halfvec"]
+    assert out.splitlines()[-1].endswith("To have it, set ABO_EXACT_BELOW above 60.")
+    code, out, _ = abo("ladder", "--rungs", "exact", "--json")
+    assert (code, [rung["name"] for rung in json.loads(out)["rungs"]]) == (0, ["exact"])
+    code, _, err = abo("ladder", "--rungs", "exact,best")
+    assert (code, err.splitlines()[-1].startswith("error: The ladder has no rung 'best'. There are exact, ")) == (
+        2,
+        True,
+    )
+
     # A grid, a size, a text that is too long.
     code, out, _ = abo("search", "blue mug", "-k", "3", "--size", "60", "--grid", tmp_path / "grid.png")
     assert (code, Image.open(tmp_path / "grid.png").format) == (0, "PNG")
