@@ -50,13 +50,12 @@ class Library:
         self.keys = np.array([sample_key(name) for name in self.ids], np.int64)
         self.vectors = vectors[order]
         self.catalogue(self.ids)
-        self.space.write(
-            [
-                Embedded(str(name), int(key), "d1", vector)
-                for name, key, vector in zip(self.ids, self.keys, self.vectors, strict=True)
-            ],
-            [],
-        )
+        self.write(np.full(len(self.ids), fill_value=True))
+
+    def write(self, which: NDArray[np.bool_]) -> None:
+        """Embed some of the pictures."""
+        chosen = zip(self.ids[which], self.keys[which], self.vectors[which], strict=True)
+        self.space.write([Embedded(str(name), int(key), "d1", vector) for name, key, vector in chosen], [])
 
     def catalogue(self, ids: Iterable[str]) -> None:
         """Make these ids, and no others, the catalogue."""

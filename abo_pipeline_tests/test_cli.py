@@ -155,6 +155,19 @@ def test_a_run_reports_each_asset_and_the_commands_that_follow_need_no_flags(abo
     assert json.loads(abo("search", "a red chair", "-k", "5", "--json")[1])["hits"] != answer["hits"]
     monkeypatch.delenv("ABO_PROMPTS")
 
+    # The storage ladder of a size.
+    code, out, _ = abo("ladder", "--size", "60", "--rungs", "halfvec, exact")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()[2:5]] == ["rung", "exact", "halfvec"]
+    assert out.splitlines()[-1].endswith("To have it, set ABO_EXACT_BELOW above 60.")
+    code, out, _ = abo("ladder", "--rungs", "exact", "--json")
+    assert (code, [rung["name"] for rung in json.loads(out)["rungs"]]) == (0, ["exact"])
+    code, _, err = abo("ladder", "--rungs", "exact,best")
+    assert (code, err.splitlines()[-1].startswith("error: The ladder has no rung 'best'. There are exact, ")) == (
+        2,
+        True,
+    )
+
     # A grid, a size, a text that is too long.
     code, out, _ = abo("search", "blue mug", "-k", "3", "--size", "60", "--grid", tmp_path / "grid.png")
     assert (code, Image.open(tmp_path / "grid.png").format) == (0, "PNG")
