@@ -57,12 +57,14 @@ _THINGS = (
     "boots",
 )
 _UNRELATED = (
-    "thunder parliament algebra volcano orchestra treaty penguin tax glacier election sermon tornado chess galaxy "
-    "lawyer harvest surgery monsoon geometry referee comet dialect riot plankton inflation saxophone avalanche "
-    "monarchy bacteria satire eclipse verdict dolphin marathon census swamp telescope strike pilgrim fossil duel "
-    "asteroid opera famine cavalry syntax drought embassy kidney proverb tariff reef senate wasp anthem mortgage "
-    "tide philosophy jury goose canyon vaccine rumour desert ballet pension fog gravity siege choir jaguar"
+    "parliament algebra volcano treaty glacier election sermon tornado lawsuit surgery monsoon referee dialect riot "
+    "plankton inflation avalanche monarchy bacteria satire eclipse verdict census famine cavalry syntax drought "
+    "embassy kidney proverb tariff senate mortgage philosophy jury vaccine rumour gravity siege earthquake molecule "
+    "diplomacy heresy bankruptcy genome empire hormone asteroid epidemic theorem revolution tundra strait nostalgia "
+    "grammar refugee ministry evolution tribunal subsidy propaganda estuary parasite allegory migration rebellion "
+    "quorum enzyme ransom sunset wilderness unemployment archaeology referendum chancellor geology perjury"
 )
+_MOST_WORDS = 3
 
 Progress = Callable[[str], None]
 
@@ -290,7 +292,7 @@ def _measure(
         progress("fewer than two images are embedded: there is nothing to measure recall with")
         return
     asked = [images, text_queries(space, encoder, settings.prompts)]
-    random_queries = [_between_images(images), _random_texts(encoder, settings.prompts)]
+    random_queries = [_random_images(images), _random_texts(encoder, settings.prompts)]
     progress(f"measuring with {', '.join(f'{len(each.vectors)} {each.kind} queries' for each in asked)}")
     truth = truths(space, [within.cutoff for within in scopes.values()], asked + random_queries)
     for size, within in scopes.items():
@@ -360,24 +362,33 @@ def _exact_point(space: EmbeddingSpace, within: Scope, queries: Queries, k: int)
     return Point(queries.kind, k, 0, 1.0, 1000 * float(np.median(seconds)))
 
 
-def _between_images(images: Queries) -> Queries:
-    """Halfway between two images that have nothing to do with each other: among the pictures, and like none."""
+def _random_images(images: Queries) -> Queries:
+    """Vectors with the pictures' mean and covariance: as far from the middle as they are, and like none of them.
+
+    Halfway between two pictures would be too near to the middle, and thereby nearer to some picture than most pictures
+    are to their next one.
+    """
     rng = np.random.default_rng(0)
-    pairs = [tuple(rng.choice(len(images.vectors), 2, replace=False)) for _ in range(RANDOM_QUERIES)]
-    sums = np.stack([images.vectors[one] + images.vectors[other] for one, other in pairs])
-    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
-    # Two opposite vectors have no middle.
-    vectors = np.where(
-        lengths > _TOLERANCE, sums / np.maximum(lengths, _TOLERANCE), images.vectors[[one for one, _ in pairs]]
-    )
-    return Queries(IMAGE, vectors, tuple(images.without[one] + images.without[other] for one, other in pairs))
+    mean = images.vectors.mean(axis=0)
+    weights = rng.standard_normal((RANDOM_QUERIES, len(images.vectors))) / np.sqrt(len(images.vectors) - 1)
+    drawn = mean + weights @ (images.vectors - mean)
+    lengths = np.linalg.norm(drawn, axis=1, keepdims=True)
+    # Of two opposite pictures the mean is 0, and a vector may be too.
+    unit = np.where(lengths > _TOLERANCE, drawn / np.maximum(lengths, _TOLERANCE), images.vectors[0])
+    return Queries(IMAGE, unit.astype(np.float32), ((),) * RANDOM_QUERIES)
 
 
 def _random_texts(encoder: Encoder, prompts: Sequence[str]) -> Queries:
-    """Words thrown together that no shop sells."""
+    """One to three words thrown together that no shop sells.
+
+    Each comes equally often, so that a few which a model takes for something else, or a catalogue does hold, leave the
+    best hits of the others as they are.
+    """
     rng = random.Random(0)  # noqa: S311 - no secret
     words = _UNRELATED.split()
-    return _of_texts(encoder, [" ".join(rng.sample(words, 3)) for _ in range(RANDOM_QUERIES)], prompts)
+    shuffled = itertools.chain.from_iterable(rng.sample(words, len(words)) for _ in itertools.count())
+    lengths = [1 + number % _MOST_WORDS for number in range(RANDOM_QUERIES)]
+    return _of_texts(encoder, [" ".join(itertools.islice(shuffled, length)) for length in lengths], prompts)
 
 
 def _of_texts(encoder: Encoder, texts: Sequence[str], prompts: Sequence[str]) -> Queries:

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from abo_pipeline.ladder import Ladder
 
 _COLOURS = ("#2f6db3", "#c8641e", "#2a9d55", "#8a4fb0", "#777777")
-_MARKERS = {KS[0]: "o", KS[1]: "s"}
+_USED, _EXACTLY = "effort that searches go by", "exact search"
+_LEAST_RECALL, _LEAST_RECALL_SHOWN = 0.8, 0.95
+"""What a plot of recall shows at most, and at least: with less, what matters would be a thin strip at its top."""
 _RECOMMENDED, _FAINT = "#2a9d55", "#777777"
+_TARGET: Any = {"color": "#b4541a", "linewidth": 1, "linestyle": "--"}
 _LARGEST_BUBBLE = 900.0
 """Area in square points."""
 _ALONG = (0.2, 0.35, 0.5, 0.65, 0.8)
@@ -27,43 +30,64 @@ _ALONG = (0.2, 0.35, 0.5, 0.65, 0.8)
 
 
 def recall_figure(measures: Sequence[SizeMeasures]) -> Figure:
-    """Recall against the median milliseconds of a query: a panel a kind of query, a line a size and number of hits.
+    """Recall against the median milliseconds of a query: a column a kind of query, a row a number of hits.
 
-    Each point is an effort; a ring marks the one that searches go by, and a cross the exact search.
+    A line is a size, and a point of it an effort; a ring marks the one that searches go by, and a cross the exact
+    search. Efforts that found less than ``_LEAST_RECALL`` are below the lower edge.
+
+    Args:
+        measures: of at least one size.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, kind in zip(panels, (IMAGE, TEXT), strict=True):
-        for colour, found in zip(cycle(_COLOURS), measures, strict=False):
-            for k in KS:
+    # Just as wide as the place where Dagster shows it.
+    figure = Figure(figsize=(8, 6.4), layout="constrained")
+    panels = figure.subplots(len(KS), 2, sharex=True, sharey=True, squeeze=False)
+    for row, k in zip(panels, KS, strict=True):
+        row[0].set_ylabel(f"recall@{k}")
+        for axes, kind in zip(row, (IMAGE, TEXT), strict=True):
+            for colour, found in zip(cycle(_COLOURS), measures, strict=False):
                 _line(axes, found, kind, k, colour)
-        _target_line(axes, measures[0].target)
-        axes.set_xscale("log")
+            axes.axhline(measures[0].target, label=f"target {measures[0].target:g}", **_TARGET)
+            axes.set_title(f"{kind} queries, {k} hits", loc="left", fontsize=10, fontweight="bold")
+            axes.grid(visible=True, which="both", linewidth=0.3)
+            axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels[-1]:
         axes.set_xlabel("median milliseconds a query")
-        axes.set_title(f"{kind} queries", loc="left", fontsize=11, fontweight="bold")
-        axes.grid(visible=True, which="both", linewidth=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("recall")
-    panels[1].legend(fontsize=8, loc="lower right", frameon=False)
+    points = [point for found in measures for point in found.points]
+    for axes in panels.flat:
+        _time_axis(axes, [point.p50_ms for point in points])
+    lowest = min(_LEAST_RECALL_SHOWN, measures[0].target, *(point.recall for point in points))
+    # A ring at 1 has its upper half above.
+    lowest, room = max(lowest, _LEAST_RECALL), 0.06
+    panels[0, 0].set_ylim(lowest - room * (1 - lowest), 1 + room * (1 - lowest))
+    _explain_marks(figure, panels[0, 0])
     return figure
 
 
 def _line(axes: Axes, found: SizeMeasures, kind: str, k: int, colour: str) -> None:
     points = [point for point in found.points if (point.kind, point.k) == (kind, k)]
     by_index = sorted((point for point in points if point.effort), key=lambda point: point.effort)
-    label = f"{found.size:,} by {found.strategy}, {k} hits"
-    style: Any = {"color": colour, "alpha": 1.0 if k == KS[0] else 0.55}
+    times, recalls = [point.p50_ms for point in by_index], [point.recall for point in by_index]
+    label = f"{found.size:,} by {found.strategy}"
+    if by_index:
+        axes.plot(times, recalls, color=colour, marker="o", markersize=4, linewidth=1.2, label=label, zorder=3)
     for point in points:
         if not point.effort:
-            axes.plot(point.p50_ms, point.recall, marker="x", linestyle="", label=None if by_index else label, **style)
-    if by_index:
-        times, recalls = [point.p50_ms for point in by_index], [point.recall for point in by_index]
-        axes.plot(times, recalls, marker=_MARKERS[k], markersize=4, linewidth=1.2, label=label, **style)
-    for point in by_index:
-        if point.effort == found.efforts.get(k):
-            axes.plot(point.p50_ms, point.recall, marker="o", markersize=11, fillstyle="none", **style)
+            own = None if by_index else label
+            axes.plot(point.p50_ms, point.recall, color=colour, marker="x", linestyle="", label=own, zorder=3)
+        elif point.effort == found.efforts.get(k):
+            axes.plot(point.p50_ms, point.recall, color=colour, marker="o", markersize=11, fillstyle="none", zorder=3)
+
+
+def _explain_marks(figure: Figure, axes: Axes) -> None:
+    """One legend below all panels: the lines by their labels, and what ring and cross stand for."""
+    from matplotlib.lines import Line2D
+
+    ring = Line2D([], [], color=_FAINT, marker="o", markersize=11, fillstyle="none", linestyle="", label=_USED)
+    cross = Line2D([], [], color=_FAINT, marker="x", linestyle="", label=_EXACTLY)
+    lines = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
+    figure.legend(handles=[*lines, ring, cross], loc="outside lower center", ncols=3, fontsize=8, frameon=False)
 
 
 def ladder_figure(ladder: Ladder) -> Figure:
@@ -124,15 +148,9 @@ def _ladder_panel(axes: Axes, ladder: Ladder, kind: str) -> list[_Bubble]:
     # As much above 1 as a large bubble needs.
     room = max(0.25 * (1 - lowest), 0.002)
     axes.set_ylim(lowest - room, 1 + room)
-    times = [found.p50_ms for rung in ladder.rungs for found in (rung.image, rung.text)]
-    axes.set_xscale("log")
-    axes.set_xlim(min(times) / 1.6, max(times) * 1.6)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    digits = "23456789" if max(times) < 5 * min(times) else "25"
-    axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in digits else ""))
+    _time_axis(axes, [found.p50_ms for rung in ladder.rungs for found in (rung.image, rung.text)])
     # There is room above 1 for the bubbles, but no recall.
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value < 1 + 1e-9 else ""))
-    axes.tick_params(which="both", labelsize=8)
     axes.set_ylabel(f"recall@{KS[0]}")
     axes.set_title(f"{kind} queries", loc="left", fontsize=11, fontweight="bold")
     _target_line(axes, ladder.target)
@@ -141,8 +159,20 @@ def _ladder_panel(axes: Axes, ladder: Ladder, kind: str) -> list[_Bubble]:
     return bubbles
 
 
+def _time_axis(axes: Axes, times: Sequence[float]) -> None:
+    """From the least to the greatest time, in milliseconds as people write them."""
+    from matplotlib.ticker import FuncFormatter
+
+    digits = "23456789" if max(times) < 5 * min(times) else "25"
+    axes.set_xscale("log")
+    axes.set_xlim(min(times) / 1.6, max(times) * 1.6)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in digits else ""))
+    axes.tick_params(which="both", labelsize=8)
+
+
 def _target_line(axes: Axes, target: float) -> None:
-    axes.axhline(target, color="#b4541a", linewidth=1, linestyle="--")
+    axes.axhline(target, **_TARGET)
     axes.text(
         0.01,
         target,

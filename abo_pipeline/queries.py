@@ -210,6 +210,11 @@ def parts_of(query: Query) -> tuple[Part, ...]:
     return query.parts if isinstance(query, MixQuery) else (Part(1, query),)
 
 
+def kind_of(term: Term) -> str:
+    """What a term is like: ``text`` or ``image``. Vectors of the two lie apart, and compare differently."""
+    return "text" if isinstance(term, TextQuery) else "image"
+
+
 def misread(text: str) -> str | None:
     """What to say of a text that somebody may have meant as a mix; None if it does not look like one."""
     text = text.strip()

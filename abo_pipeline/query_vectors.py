@@ -26,6 +26,7 @@ from abo_pipeline.queries import (
     Term,
     TextQuery,
     UrlQuery,
+    kind_of,
     misread,
     shortened,
     shown,
@@ -54,11 +55,14 @@ class QueryVector(NamedTuple):
         vector: (dimension,), of length 1.
         made_from: image_ids of the stored images that it was made from, those that count negatively included.
         warnings: what to know about it, such as a text that was cut.
+        wanted: the direction of what hits are to be like, for each kind of part: a mix may be of both, and what hits
+            are to be unlike is left out.
     """
 
     vector: Vectors
     made_from: list[str]
     warnings: tuple[str, ...] = ()
+    wanted: tuple[tuple[str, Vectors], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,24 +100,28 @@ class QueryVectors:
                 found = self._of_stored(image_id)
         if not np.isfinite(found.vector).all():
             raise QueryError(f"The model has no direction for {shown(query)}, so that nothing is like it.")
-        return found
+        return found._replace(wanted=((kind_of(query), found.vector),))
 
     def _of_mix(self, parts: Sequence[Part]) -> QueryVector:
         # Its texts share what one may have, so that a mix takes no longer.
         found = [self._of_term(part.query, MOST_CHARACTERS // len(parts)) for part in parts]
         weights = np.array([part.weight for part in parts], dtype=np.float64)
-        # Only their proportions count; so no sum of them is too large for a number.
-        largest = np.abs(weights).max()
-        if not largest:
+        if not weights.any():
             raise QueryError("All weights of the mix are 0. Give at least one part another weight.")
-        total: NDArray[np.float64] = (weights / largest) @ np.stack([each.vector for each in found]).astype(np.float64)
-        length = np.linalg.norm(total)
-        if length < _NOTHING_LEFT:
+        vectors = np.stack([each.vector for each in found])
+        total = _direction(weights, vectors)
+        if total is None:
             raise QueryError("The parts of the mix cancel each other. Leave one of them out, or change its weight.")
+        kinds = [kind_of(part.query) for part in parts]
+        wanted = {
+            kind: _direction(np.where([kind == other for other in kinds], weights.clip(min=0), 0), vectors)
+            for kind in _distinct(kinds)
+        }
         return QueryVector(
-            (total / length).astype(np.float32),
+            total,
             _distinct(image_id for each in found for image_id in each.made_from),
             tuple(_distinct(warning for each in found for warning in each.warnings)),
+            tuple((kind, direction) for kind, direction in wanted.items() if direction is not None),
         )
 
     def _of_text(self, text: str, most_characters: int) -> QueryVector:
@@ -222,6 +230,17 @@ def _fetched(url: str, settings: Settings) -> bytes:
     if len(url) > _MOST_URL_CHARACTERS:
         raise QueryError(f"The URL has {len(url):,} characters; no server takes more than {_MOST_URL_CHARACTERS:,}.")
     return fetch_picture(url, settings)
+
+
+def _direction(weights: NDArray[np.float64], vectors: Vectors) -> Vectors | None:
+    """The sum of vectors, each times its weight, at length 1; None if nothing is left of it."""
+    largest = np.abs(weights).max()
+    if not largest:
+        return None
+    # Only their proportions count; so no sum of them is too large for a number.
+    total: NDArray[np.float64] = (weights / largest) @ vectors.astype(np.float64)
+    length = np.linalg.norm(total)
+    return None if length < _NOTHING_LEFT else (total / length).astype(np.float32)
 
 
 def _distinct(values: Iterable[str]) -> list[str]:
