@@ -10,10 +10,10 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from rich.console import Console
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from abo_pipeline.queries import Query
     from abo_pipeline.report import Coverage
     from abo_pipeline.sample import Sample
+    from abo_pipeline.search import ExplainedHits
+    from abo_pipeline.store import SpaceSummary
+    from abo_pipeline.store.analytics import Count, Facets
 
 # Dagster, polars and the rest are imported by the commands that use them: `abo --help` and an error in a flag come at
 # once.
@@ -51,7 +54,12 @@ DEMO_QUERIES = (
     "like:",
 )
 
+_NUMBERS = ("images", "vectors", "failed", "pending", "MB")
+"""Columns of tables that are aligned to the right, and stay whole where a terminal is narrow."""
+
 _GRID_TYPES = (".png", ".jpg", ".svg", ".pdf")
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -76,6 +84,13 @@ class _Command(click.Command):
 class _Group(click.Group):
     command_class = _Command
     group_class = type
+
+
+class _CommandGroup(_Command, _Group):
+    """A group that does something itself if it is given no command."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, invoke_without_command=True, **kwargs)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -107,7 +122,7 @@ def demo() -> None:
     _run(settings)
     for text in DEMO_SEARCHES:
         out.print()
-        _print_hits(*_search(settings, text, k=10))
+        _print_found(_search(settings, text, k=10))
     out.print(
         "\nNext:\n"
         "  make dev                              the pipeline in Dagster's UI\n"
@@ -203,6 +218,33 @@ def retry_failures() -> None:
         runner.retry_failures(Settings.last(), progress)
 
 
+_FILTERS = (
+    *(
+        click.option(f"--{name.replace('_', '-')}", name, multiple=True, metavar="VALUE", help=help_text)
+        for name, help_text in (
+            ("product_type", "Of this type, such as CHAIR; repeated: any of them."),
+            ("color", "Of this colour, in the seller's words; repeated: any of them."),
+            ("brand", "Of this brand; repeated: any of them."),
+            ("country", "Listed in this country, such as US; repeated: any of them."),
+            ("keyword", "With this keyword; repeated: any of them."),
+            ("title", "With these words in the product's title."),
+        )
+    ),
+    *(
+        click.option(f"--{bound}-{side}", type=int, metavar="PIXELS", help=f"{words} {side} of the original image.")
+        for side in ("width", "height")
+        for bound, words in (("min", "Least"), ("max", "Greatest"))
+    ),
+)
+
+
+def _filtered(command: _F) -> _F:
+    """Give a command the options of ``Filters``."""
+    for option in reversed(_FILTERS):
+        command = option(command)
+    return command
+
+
 @cli.command()
 @click.argument("text", required=False)
 @click.option("--image", type=click.Path(path_type=Path), multiple=True, metavar="FILE", help="Search by a picture.")
@@ -212,7 +254,14 @@ def retry_failures() -> None:
 @click.option("--minus", multiple=True, metavar="TEXT", help="What hits are to be unlike.")
 @click.option("-k", default=10, show_default=True, help="How many hits.")
 @click.option("--size", type=int, metavar="N", help="Among so many images. Default: the largest indexed size.")
+@click.option("--page", default=1, show_default=True, help="The k hits after so many pages of k.")
 @click.option("--min-similarity", type=float, metavar="COSINE", help="Leave out hits below this, -1 to 1.")
+@_filtered
+@click.option("--fold", is_flag=True, help="Make one hit of pictures of the same product, or that look the same.")
+@click.option("--near", type=float, metavar="COSINE", help="What looks the same, with --fold. Default: 0.98.")
+@click.option("--facets", is_flag=True, help="Count types, colours and brands among the hits.")
+@click.option("--explain", is_flag=True, help="Show how the answer came about, and each hit's exact rank.")
+@click.option("--space", metavar="NAME", help="In this embedding space. Default: what `abo spaces use` has set.")
 @click.option("--grid", type=click.Path(path_type=Path), metavar="PNG", help="Write the hits as a row of pictures.")
 @click.option("--json", "as_json", is_flag=True, help="Print the hits as JSON.")
 def search(
@@ -224,6 +273,8 @@ def search(
     minus: tuple[str, ...],
     grid: Path | None,
     as_json: bool,
+    fold: bool,
+    near: float | None,
     **options: Any,
 ) -> None:
     """Find images by a TEXT, by a picture, by a stored image, or by several of them together.
@@ -231,18 +282,162 @@ def search(
     The flags that say what to search by may be repeated and combined. A mix may also be written as the TEXT, with
     weights if need be: '"red shoe" + like:ID - 0.5*"heel"', with terms "…", like:ID, image:FILE and url:URL.
     """
+    from abo_pipeline.filters import FIELDS, Filters
+    from abo_pipeline.folding import NEAR, FoldRules
     from abo_pipeline.queries import one_query
 
     if grid is not None:
         _check_grid(grid)
     query = one_query(text, images=image, urls=url, likes=like, plus=plus, minus=minus)
-    hits, coverage = _search(Settings.last(), query, grid=grid, **options)
+    filters = Filters.of(**{name: options.pop(name) for name in FIELDS})
+    rules = FoldRules(near=NEAR if near is None else near) if fold or near is not None else None
+    found = _search(Settings.last(), query, grid=grid, filters=filters, fold=rules, **options)
     if as_json:
-        click.echo(json.dumps(hits.as_json(), indent=1, ensure_ascii=False))
+        click.echo(json.dumps(found.as_json(), indent=1, ensure_ascii=False))
         return
-    _print_hits(hits, coverage)
+    _print_found(found)
     if grid is not None:
         out.print(f"pictures: {escape(str(grid))}")
+
+
+@cli.command(name="export")
+@click.argument("file", type=click.Path(path_type=Path), metavar="FILE.parquet")
+@click.option("--space", metavar="NAME", help="Which embedding space. Default: that of the last run.")
+@click.option(
+    "--precision",
+    type=click.Choice(("float32", "float16")),
+    default="float32",
+    show_default=True,
+    help="float16 takes half the room, and rounds.",
+)
+def export_(file: Path, space: str | None, precision: str) -> None:
+    """Write an embedding space to a parquet FILE, for `abo import` on another machine."""
+    from abo_pipeline.errors import PortableError
+    from abo_pipeline.portable import export_space
+    from abo_pipeline.store import opened_store
+    from abo_pipeline.terminal import bar
+
+    settings = Settings.last(space=space)
+    with opened_store(settings) as store, bar("exporting", "vectors", err) as advance:
+        found = store.find_space(settings.space_name)
+        if found is None:
+            raise PortableError(f"Nothing has been embedded into space {settings.space_name} yet. Run `abo run` first.")
+        done = export_space(found, file, catalogue=settings.catalogue, precision=precision, progress=advance)
+    words = f"{done.rows:,} vectors of space {found.name}, {found.dimension} dimensions in {precision}"
+    out.print(f"[bold]exported[/]    {words}, {done.bytes / 1e6:,.1f} MB, in {done.seconds:.1f} s: {escape(str(file))}")
+
+
+@cli.command(name="import")
+@click.argument("file", type=click.Path(path_type=Path), metavar="FILE.parquet")
+@click.option("--space", metavar="NAME", help="Into which embedding space. Default: that of the last run.")
+@click.option(
+    "--check",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    metavar="N",
+    help="Embed so many of its images again before anything is accepted.",
+)
+def import_(file: Path, space: str | None, check: int) -> None:
+    """Take in the vectors of a parquet FILE that `abo export` wrote, so that they need not be embedded here."""
+    from abo_pipeline.encoder import encoder_from
+    from abo_pipeline.portable import import_space
+    from abo_pipeline.store import opened_store
+    from abo_pipeline.terminal import stage_bars
+
+    settings = Settings.last(space=space)
+    with opened_store(settings) as store, stage_bars("images", err) as advance:
+        done = import_space(file, store, encoder_from(settings), settings, check=check, progress=advance)
+    images = done.adopted
+    out.print(f"[bold]checked[/]     {done.checked:,} images embedded again here, least cosine {done.least_cosine:.5f}")
+    out.print(
+        f"[bold]imported[/]    accepted {images.accepted:,} of {done.rows:,} vectors into space {settings.space_name}, "
+        f"in {done.seconds:.1f} s; {images.unchanged:,} were there already, {images.unknown:,} are not in the "
+        f"catalogue, {images.other_bytes:,} have other bytes here"
+    )
+
+
+@cli.command()
+@click.option("--strategy", metavar="NAME", help="exact, hnsw, hnsw_float, ivfflat, bit or diskann.")
+@click.option("--size", "sizes", type=int, multiple=True, metavar="N", help="Only this size; may be repeated.")
+@click.option("--rebuild", is_flag=True, help="Build anew what is there, as after damage or an upgrade.")
+def index(strategy: str | None, sizes: tuple[int, ...], rebuild: bool) -> None:
+    """Build the vector indexes, and measure what they find. Searches go on meanwhile.
+
+    A strategy that is given is remembered for the commands that follow, until the next `abo run`; ABO_STRATEGY lasts.
+    """
+    from abo_pipeline.runner import build_indexes
+    from abo_pipeline.terminal import TerminalProgress, index_notes, index_rows
+
+    settings = Settings.last(strategy=strategy)
+    with TerminalProgress(out, err) as progress:
+        metadata = build_indexes(settings, progress, sizes=sizes, rebuild=rebuild)
+    _print_table(*index_rows(metadata))
+    for words in index_notes(metadata):
+        out.print(escape(words))
+
+
+@cli.group(cls=_CommandGroup)
+@click.option("--json", "as_json", is_flag=True, help="Print the spaces as JSON.")
+@click.pass_context
+def spaces(context: click.Context, as_json: bool) -> None:
+    """List the embedding spaces: a model's vectors each, side by side; switch which one searches use."""
+    if context.invoked_subcommand is not None:
+        return
+    from abo_pipeline.store import opened_store
+    from abo_pipeline.terminal import space_rows
+
+    with opened_store(Settings.last()) as store:
+        found = store.spaces()
+    if as_json:
+        click.echo(json.dumps([asdict(space) for space in found], indent=1, default=str))
+    elif not found:
+        out.print("no spaces yet: `abo run` (or `abo demo`) makes the first")
+    else:
+        _print_table(*space_rows(found))
+
+
+@spaces.command(cls=_Command)
+@click.argument("name")
+def use(name: str) -> None:
+    """Have searches use the space NAME from now on."""
+    from abo_pipeline.store import opened_store
+
+    with opened_store(Settings.last()) as store:
+        before = store.switch_default(name)
+    if before == name:
+        out.print(f"searches use {name} already")
+    else:
+        out.print(f"searches use {name} now" + (f", and used {before} before: `abo spaces back`" if before else ""))
+    _warn_of_the_variable(name)
+
+
+@spaces.command(cls=_Command)
+def back() -> None:
+    """Have searches use the space again that they used before."""
+    from abo_pipeline.store import opened_store
+
+    with opened_store(Settings.last()) as store:
+        now = store.switch_back()
+    out.print(f"searches use {now} again")
+    _warn_of_the_variable(now)
+
+
+@spaces.command(cls=_Command)
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def drop(name: str, yes: bool) -> None:
+    """Remove the space NAME: its vectors, indexes and records. Images and products stay."""
+    from abo_pipeline.store import opened_store
+
+    with opened_store(Settings.last()) as store:
+        # One that is not there, or must stay, is refused without a question.
+        there = next((space for space in store.spaces() if space.name == name and not space.is_default), None)
+        if there and not yes and not _may_go(there):
+            out.print("nothing was dropped")
+            return
+        store.drop_space(name)
+    out.print(f"dropped {name}")
 
 
 @cli.command()
@@ -386,7 +581,7 @@ def _run(
 ) -> None:
     """Check what is cheap to check, then run."""
     from abo_pipeline.encoder import where_is
-    from abo_pipeline.runner import ASSETS, run_pipeline
+    from abo_pipeline.runner import ASSETS, run_pipeline, space_searched_instead
     from abo_pipeline.terminal import TerminalProgress
 
     if until is not None and until not in ASSETS:
@@ -403,6 +598,28 @@ def _run(
             allow_removal=allow_removal,
             until=until or ASSETS[-1],
         )
+        if other := space_searched_instead(settings):
+            name = settings.space_name
+            progress.say("space", f"embedded into {name}, while searches use {other}. To switch: abo spaces use {name}")
+
+
+def _warn_of_the_variable(default: str) -> None:
+    """Say that searches from here use another space all the same."""
+    variable = Settings.read().space
+    if variable not in ("", default):
+        err.print(f"[yellow]note:[/] ABO_SPACE is set here, and goes before: to {variable}")
+
+
+def _may_go(space: SpaceSummary) -> bool:
+    """Ask whether a space may be dropped.
+
+    Raises:
+        SettingsError: there is nobody to ask.
+    """
+    if not sys.stdin.isatty():
+        raise SettingsError(f"There is nobody to ask whether space {space.name} may be dropped: say so with --yes.")
+    size = f"{(space.table_bytes + space.index_bytes) / 1e6:,.1f} MB"
+    return click.confirm(f"Drop space {space.name}, {space.vectors:,} vectors of {space.model}, {size}?")
 
 
 def _check_grid(grid: Path) -> None:
@@ -413,29 +630,61 @@ def _check_grid(grid: Path) -> None:
         raise QueryError(f"The pictures cannot be written to {grid}: there is no folder {grid.absolute().parent}.")
 
 
-def _search(
-    settings: Settings, query: str | Query, *, grid: Path | None = None, **options: Any
-) -> tuple[Hits, Coverage | None]:
-    """Hits, and how much of the size that was searched is embedded."""
-    from abo_pipeline.encoder import encoder_from
-    from abo_pipeline.report import coverage_of
-    from abo_pipeline.search import ImageSearch
-    from abo_pipeline.store import open_store
+@dataclass(frozen=True)
+class _Found:
+    """A search's answer, and what else was asked about it."""
 
-    image_search = ImageSearch(open_store(settings), encoder_from(settings), settings)
-    hits = image_search(query, **options)
+    hits: Hits
+    coverage: Coverage | None
+    facets: Facets | None
+    keywords: list[Count]
+    explained: ExplainedHits | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        more = {
+            "facets": self.facets and asdict(self.facets) | {"keywords": [asdict(word) for word in self.keywords]},
+            "explained": self.explained and asdict(self.explained),
+        }
+        return self.hits.as_json() | {name: value for name, value in more.items() if value is not None}
+
+
+def _search(
+    settings: Settings,
+    query: str | Query,
+    k: int = 10,
+    *,
+    grid: Path | None = None,
+    space: str | None = None,
+    facets: bool = False,
+    explain: bool = False,
+    **options: Any,
+) -> _Found:
+    """An answer, with the pictures written and the rest asked for as wanted."""
+    from abo_pipeline.report import coverage_of
+    from abo_pipeline.search import open_search
+
+    image_search = open_search(settings, space=space)
+    hits = image_search(query, k, **options)
     if grid:
         try:
             image_search.display(hits).savefig(grid)
         except OSError as error:
             raise QueryError(f"The pictures cannot be written to {grid}: {error.strerror}.") from None
-    return hits, coverage_of(image_search, hits.size) if hits.size else None
+    return _Found(
+        hits,
+        coverage_of(image_search, hits.size) if hits.size else None,
+        image_search.facets(hits) if facets else None,
+        image_search.keywords(hits) if facets else [],
+        image_search.explain(query, k, size=options.get("size"), filters=hits.filters, hits=hits) if explain else None,
+    )
 
 
 def _print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     table = Table(box=None, pad_edge=False)
     for column in columns:
-        table.add_column(column, justify="right" if column == "images" else "left")
+        is_number = column in _NUMBERS
+        table.add_column(column, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
     out.print(table)
@@ -451,19 +700,35 @@ def _print_numbers(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Non
     out.print(table)
 
 
-def _print_hits(hits: Hits, coverage: Coverage | None) -> None:
+def _print_found(found: _Found) -> None:
     from abo_pipeline.queries import shown
+    from abo_pipeline.terminal import explained_lines, facet_lines
 
-    among = f", among {coverage.size:,} images ({coverage})" if coverage else ""
-    table = Table(title=escape(f"{shown(hits.query)}{among}"), title_justify="left", box=None, pad_edge=False)
+    hits, ranks = found.hits, found.explained.exact_ranks if found.explained else {}
+    among = f", among {found.coverage.size:,} images ({found.coverage})" if found.coverage else ""
+    only = f", only {hits.filters}" if hits.filters else ""
+    table = Table(title=escape(f"{shown(hits.query)}{among}{only}"), title_justify="left", box=None, pad_edge=False)
     table.add_column("", justify="right")
     table.add_column("similarity", justify="right")
+    if ranks:
+        table.add_column("exact rank", justify="right")
     table.add_column("image")
     table.add_column("what it shows")
     for hit in hits:
-        table.add_row(str(hit.rank), f"{hit.similarity:.3f}", escape(hit.image_id), escape(hit.caption))
+        exact = [str(ranks.get(hit.image_id, "-"))] if ranks else []
+        more = f" (+{len(hit.folded):,} alike)" if hit.folded else ""
+        table.add_row(
+            str(hit.rank), f"{hit.similarity:.3f}", *exact, escape(hit.image_id), escape(f"{hit.caption}{more}")
+        )
     out.print(table)
     if not hits:
         out.print("no hits")
+    if hits.match:
+        out.print(f"[dim]{hits.match}[/]" if hits.match.good else f"[yellow]{hits.match}[/]")
+    for what, words in (
+        *(facet_lines(found.facets, found.keywords) if found.facets else ()),
+        *(explained_lines(found.explained) if found.explained else ()),
+    ):
+        out.print(f"[bold]{what:<12}[/] {escape(words)}")
     for warning in hits.warnings:
         err.print(f"[yellow]note:[/] {escape(warning)}")

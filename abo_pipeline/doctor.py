@@ -28,6 +28,7 @@ from abo_pipeline.download import local_path, require_file
 from abo_pipeline.encoder import where_is
 from abo_pipeline.errors import AboError, SettingsError
 from abo_pipeline.runner import dagster_home
+from abo_pipeline.search import encoder_of, searched_space
 from abo_pipeline.settings import Settings
 from abo_pipeline.storage import HTTP, file_system, is_local, public_url, scheme_of, translated
 from abo_pipeline.store import Store, opened_store
@@ -76,6 +77,7 @@ def examine(settings: Settings) -> list[Finding]:
         "model": lambda: (Level.OK, where_is(settings.model)),
         "postgres": lambda: _postgres(settings, instance),
         "space": lambda: _space(settings),
+        "search": lambda: _search(settings),
         "dagster": lambda: _dagster(instance),
         "launcher": lambda: _launcher(instance),
     }
@@ -219,6 +221,18 @@ def _space(settings: Settings) -> Judgement:
         return Level.OK, f"{settings.space_name}: nothing yet; `abo run` or `abo demo` makes it"
     words = f"{settings.space_name}: kept {account.kept:,} = embedded {account.embedded:,} + failed {account.failed:,}"
     return Level.OK, f"{words} + pending {account.pending:,}"
+
+
+def _search(settings: Settings) -> Judgement:
+    with opened_store(settings) as store:
+        name = searched_space(store, settings)
+        space = store.find_space(name)
+        if space is None:
+            return Level.OK, f"{name}, as soon as something is embedded into it"
+        space.require_encoder(encoder_of(space, settings))
+        by_default = name == store.default_space()
+    words = f"{name}, made with {space.model}"
+    return Level.OK, words if by_default else f"{words}, named by ABO_SPACE"
 
 
 # --- Dagster ---

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from abo_pipeline.encoder import Encoder, Vectors
+from abo_pipeline.query_vectors import text_vectors
 from abo_pipeline.settings import Settings
 from abo_pipeline.store import EmbeddingSpace
 from abo_pipeline.store.measures import Block, blocks, keep, measured, now, titles
@@ -100,6 +101,7 @@ class SizeMeasures:
         strategy: by which it is searched.
         rows: vectors in it.
         target: recall that the effort was raised for.
+        prompts: that texts were put into.
         efforts: the effort by number of hits.
         points: every measurement, those of an exact search included.
     """
@@ -108,6 +110,7 @@ class SizeMeasures:
     strategy: str
     rows: int
     target: float
+    prompts: tuple[str, ...]
     efforts: dict[int, int]
     points: tuple[Point, ...]
 
@@ -128,7 +131,8 @@ class SizeMeasures:
     def of(cls, plain: Mapping[str, Any]) -> "SizeMeasures":
         """What ``as_json`` gave, also after a way through JSON."""
         efforts = {int(k): effort for k, effort in plain["efforts"].items()}
-        return cls(**{**plain, "efforts": efforts, "points": tuple(Point(**point) for point in plain["points"])})
+        points = tuple(Point(**point) for point in plain["points"])
+        return cls(**{**plain, "prompts": tuple(plain["prompts"]), "efforts": efforts, "points": points})
 
     def _is_used(self, point: Point) -> bool:
         return point.effort == self.efforts.get(point.k, 0)
@@ -158,11 +162,12 @@ def measure_sizes(
         for known in before
         if known.measures is None
         or known.measures["target"] != settings.recall_target
+        or tuple(known.measures["prompts"]) != settings.prompts
         or known.measured_at is None
         or known.measured_at < changed_at
     ]
     if due:
-        _measure(space, encoder, settings.recall_target, due, progress)
+        _measure(space, encoder, settings, due, progress)
     return [SizeMeasures.of(known.measures) for known in measured(space, settings.sizes) if known.measures]
 
 
@@ -175,10 +180,10 @@ def image_queries(space: EmbeddingSpace, cutoff: int) -> Queries | None:
     return Queries(IMAGE, first.vectors[:IMAGE_QUERIES], tuple((image_id,) for image_id in ids))
 
 
-def text_queries(space: EmbeddingSpace, encoder: Encoder) -> Queries:
+def text_queries(space: EmbeddingSpace, encoder: Encoder, prompts: Sequence[str]) -> Queries:
     """What people ask a shop for, and titles of the catalogue's own products where there are any."""
     asked = [f"{colour} {thing}" for colour in _COLOURS for thing in _THINGS]
-    return _of_texts(encoder, asked + titles(space, TITLE_QUERIES))
+    return _of_texts(encoder, asked + titles(space, TITLE_QUERIES), prompts)
 
 
 def truths(
@@ -275,15 +280,17 @@ def percentile(background: NDArray[np.float64], similarity: float) -> float | No
     return float(np.searchsorted(background, similarity, side="left") / len(background)) if len(background) else None
 
 
-def _measure(space: EmbeddingSpace, encoder: Encoder, target: float, sizes: Sequence[int], progress: Progress) -> None:
+def _measure(
+    space: EmbeddingSpace, encoder: Encoder, settings: Settings, sizes: Sequence[int], progress: Progress
+) -> None:
     as_of = now(space)
     scopes = {size: scope(space, size) for size in sizes}
     images = image_queries(space, max(within.cutoff for within in scopes.values()))
     if images is None:
         progress("fewer than two images are embedded: there is nothing to measure recall with")
         return
-    asked = [images, text_queries(space, encoder)]
-    random_queries = [_between_images(images), _random_texts(encoder)]
+    asked = [images, text_queries(space, encoder, settings.prompts)]
+    random_queries = [_between_images(images), _random_texts(encoder, settings.prompts)]
     progress(f"measuring with {', '.join(f'{len(each.vectors)} {each.kind} queries' for each in asked)}")
     truth = truths(space, [within.cutoff for within in scopes.values()], asked + random_queries)
     for size, within in scopes.items():
@@ -291,10 +298,12 @@ def _measure(space: EmbeddingSpace, encoder: Encoder, target: float, sizes: Sequ
         points = [_exact_point(space, within, queries, k) for k in KS for queries in asked]
         efforts: dict[int, int] = {}
         if within.index_name:
-            efforts, tuned = tune(space, within, asked, of_asked, target, progress)
+            efforts, tuned = tune(space, within, asked, of_asked, settings.recall_target, progress)
             points += tuned
         rows = space.vectors(within.cutoff)
-        found = SizeMeasures(size, within.strategy, rows, target, efforts, tuple(points))
+        found = SizeMeasures(
+            size, within.strategy, rows, settings.recall_target, settings.prompts, efforts, tuple(points)
+        )
         keep(
             space,
             size,
@@ -364,12 +373,12 @@ def _between_images(images: Queries) -> Queries:
     return Queries(IMAGE, vectors, tuple(images.without[one] + images.without[other] for one, other in pairs))
 
 
-def _random_texts(encoder: Encoder) -> Queries:
+def _random_texts(encoder: Encoder, prompts: Sequence[str]) -> Queries:
     """Words thrown together that no shop sells."""
     rng = random.Random(0)  # noqa: S311 - no secret
     words = _UNRELATED.split()
-    return _of_texts(encoder, [" ".join(rng.sample(words, 3)) for _ in range(RANDOM_QUERIES)])
+    return _of_texts(encoder, [" ".join(rng.sample(words, 3)) for _ in range(RANDOM_QUERIES)], prompts)
 
 
-def _of_texts(encoder: Encoder, texts: Sequence[str]) -> Queries:
-    return Queries(TEXT, encoder.encode_texts(texts), ((),) * len(texts))
+def _of_texts(encoder: Encoder, texts: Sequence[str], prompts: Sequence[str]) -> Queries:
+    return Queries(TEXT, text_vectors(encoder, texts, prompts), ((),) * len(texts))

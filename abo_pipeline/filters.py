@@ -23,7 +23,8 @@ class Filters:
     Attributes:
         product_type, color, brand, country: any of these values.
         keyword: any of these among the product's keywords.
-        title: every word of these texts occurs in the product's title, as a word.
+        title: every word of these texts occurs in the product's title, as a word. A word is a run of letters and
+            digits; a text without any asks nothing of the title.
         min_width, max_width, min_height, max_height: of the original image in pixels, inclusive.
 
     Raises:
@@ -84,6 +85,11 @@ class Filters:
 
 
 PRODUCT_FIELDS = ("product_type", "color", "brand", "country", "keyword", "title")
+"""What may be asked of a product."""
+
+FIELDS = (*PRODUCT_FIELDS, *_SIDES)
+
+NO_FILTER = Filters()
 
 
 def require_characters(text: str, what: str) -> None:

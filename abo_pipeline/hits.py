@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, overload
 
+from abo_pipeline.filters import NO_FILTER, Filters
 from abo_pipeline.queries import (
     ImageQuery,
     LikeQuery,
@@ -44,6 +45,7 @@ class Hit:
         similarity: cosine, −1…1.
         path: of the file, below images/small/ in the archive.
         item_id, title, product_type, color, brand: of a product that the image shows; None without listings.
+        folded: image_ids of other pictures of the same thing that this one stands for.
     """
 
     rank: int
@@ -55,11 +57,38 @@ class Hit:
     product_type: str | None = None
     color: str | None = None
     brand: str | None = None
+    folded: tuple[str, ...] = ()
 
     @property
     def caption(self) -> str:
         """What to write under the picture: the product's title, or the file."""
         return self.title or self.path
+
+
+@dataclass(frozen=True)
+class Match:
+    """How good the best hit of a query is, beside those of random queries of its kind.
+
+    Attributes:
+        kind: text or image.
+        percentile: the share of random queries whose best hit is less similar, from 0 to 1.
+    """
+
+    kind: str
+    percentile: float
+
+    @property
+    def good(self) -> bool:
+        """Whether the query found something that random ones do not."""
+        return self.percentile >= GOOD_PERCENTILE
+
+    def __str__(self) -> str:
+        words = f"the best hit is nearer than those of {self.percentile:.0%} of random {self.kind}s"
+        return words if self.good else f"no good match: {words}"
+
+
+GOOD_PERCENTILE = 0.95
+"""A flat bound on the similarity would be another one for every model and every kind of query; this one is not."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +99,20 @@ class Hits(Sequence[Hit]):
         query: as asked.
         size: MAX_IMAGES that was searched; fewer images may be there. None for all.
         warnings: what to know about the answer, such as a text that was cut.
+        space: the embedding space that all hits come from.
+        page: which part of all hits these are, from 1.
+        filters: that they satisfy.
+        match: how good the best hit of the first page is; None without hits, or before that has been measured.
     """
 
     query: Query
     hits: tuple[Hit, ...]
     size: int | None
     warnings: tuple[str, ...] = ()
+    space: str | None = None
+    page: int = 1
+    filters: Filters = NO_FILTER
+    match: Match | None = None
 
     @overload
     def __getitem__(self, index: int) -> Hit: ...
@@ -97,4 +134,8 @@ class Hits(Sequence[Hit]):
             "size": self.size,
             "warnings": list(self.warnings),
             "hits": [asdict(hit) for hit in self.hits],
+            "space": self.space,
+            "page": self.page,
+            "filters": self.filters.as_json(),
+            "match": self.match and {**asdict(self.match), "good": self.match.good},
         }

@@ -226,7 +226,7 @@ def measure_ladder(
             f"Fewer than two images are embedded in space {space.name}: there is nothing to measure. "
             "Run `abo run` (or `abo demo`) first."
         )
-    asked = [images, text_queries(space, encoder)]
+    asked = [images, text_queries(space, encoder, settings.prompts)]
     progress(f"measuring with {', '.join(f'{len(each.vectors)} {each.kind} queries' for each in asked)}")
     truth = truths(space, [within.cutoff], asked, depth=K)[within.cutoff]
     exam = _Exam(space, asked, truth, settings, progress)

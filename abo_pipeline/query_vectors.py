@@ -18,12 +18,12 @@ from abo_pipeline.decoding import decode
 from abo_pipeline.encoder import Encoder, Vectors
 from abo_pipeline.errors import ImageError, QueryError
 from abo_pipeline.queries import (
-    URL,
     ImageQuery,
     LikeQuery,
     MixQuery,
     Part,
     Query,
+    Term,
     TextQuery,
     UrlQuery,
     misread,
@@ -42,7 +42,8 @@ for CLIP, 8,192 for the longest models, and a token is four letters or so."""
 TOO_LONG = "The text is longer than the model reads; its end was ignored."
 
 _MOST_URL_CHARACTERS = 8_000
-_NOTHING_LEFT = 1e-6
+# The same picture, embedded once more, is 2e-7 from its stored vector on a CPU; other devices round more coarsely.
+_NOTHING_LEFT = 1e-5
 _TEXTS_AT_ONCE = 64
 
 
@@ -81,11 +82,12 @@ class QueryVectors:
             QueryError: a text is empty, a picture cannot be had or used, an id is unknown, the model has no direction
                 for a part, or the parts of a mix cancel each other.
         """
+        return self._of_mix(query.parts) if isinstance(query, MixQuery) else self._of_term(query, MOST_CHARACTERS)
+
+    def _of_term(self, query: Term, most_characters: int) -> QueryVector:
         match query:
-            case MixQuery(parts):
-                return self._of_mix(parts)
             case TextQuery(text):
-                found = self._of_text(text)
+                found = self._of_text(text, most_characters)
             case ImageQuery(path):
                 found = self._of_picture(_read(path, self.settings), query)
             case UrlQuery(url):
@@ -97,7 +99,8 @@ class QueryVectors:
         return found
 
     def _of_mix(self, parts: Sequence[Part]) -> QueryVector:
-        found = [self.of(part.query) for part in parts]
+        # Its texts share what one may have, so that a mix takes no longer.
+        found = [self._of_term(part.query, MOST_CHARACTERS // len(parts)) for part in parts]
         weights = np.array([part.weight for part in parts], dtype=np.float64)
         # Only their proportions count; so no sum of them is too large for a number.
         largest = np.abs(weights).max()
@@ -113,12 +116,12 @@ class QueryVectors:
             tuple(_distinct(warning for each in found for warning in each.warnings)),
         )
 
-    def _of_text(self, text: str) -> QueryVector:
+    def _of_text(self, text: str, most_characters: int) -> QueryVector:
         _check_characters(text)
         if not text.strip():
             raise QueryError("The query is empty. Say what to look for, such as: red leather office chair.")
         prompts = self.settings.prompts
-        read, cut = _beginning(text)
+        read, cut = _beginning(text, most_characters)
         cut = cut or any(self.encoder.truncates(_asked(prompt, read)) for prompt in prompts)
         warnings = (TOO_LONG if cut else None, misread(text))
         (vector,) = text_vectors(self.encoder, [read], prompts)
@@ -169,15 +172,15 @@ def _asked(prompt: str, text: str) -> str:
     return prompt.replace("{}", text)
 
 
-def _beginning(text: str) -> tuple[str, bool]:
+def _beginning(text: str, most_characters: int = MOST_CHARACTERS) -> tuple[str, bool]:
     """As much of a text as a tokenizer is done with in less than a second, and whether something is missing.
 
     Only of a text that is too long are runs of blanks made one: models differ in what they make of them.
     """
-    if len(text) <= MOST_CHARACTERS:
+    if len(text) <= most_characters:
         return text, False
     text = " ".join(text.split())
-    return text[:MOST_CHARACTERS], len(text) > MOST_CHARACTERS
+    return text[:most_characters], len(text) > most_characters
 
 
 def _check_characters(text: str) -> None:
@@ -204,10 +207,7 @@ def _read(path: Path, settings: Settings) -> bytes:
 
 
 def _name(query: ImageQuery | UrlQuery) -> str:
-    """The picture, for a message: no secret of its URL, and nothing that is no text."""
-    if isinstance(query, UrlQuery):
-        return shown(query).removeprefix(URL)
-    return shortened(str(query.path).encode("utf-8", "replace").decode())
+    return shortened(query.shown_path if isinstance(query, ImageQuery) else query.shown_url)
 
 
 def _expanded(path: Path) -> Path:

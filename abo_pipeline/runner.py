@@ -29,6 +29,7 @@ from abo_pipeline.local_launcher import PROCESS_TAG, this_process
 from abo_pipeline.plan import Plan
 from abo_pipeline.pools import make_pools
 from abo_pipeline.sampling import partition_keys, partition_starts
+from abo_pipeline.search import searched_space
 from abo_pipeline.settings import PROJECT_ROOT, Settings
 from abo_pipeline.store.spaces import Account
 
@@ -138,6 +139,14 @@ def run_pipeline(
         settings.remember()
 
 
+def space_searched_instead(settings: Settings) -> str | None:
+    """The space that searches use, if a run's is another one and holds something; None if there is nothing to say."""
+    with StoreResource(settings).opened() as store:
+        name = searched_space(store, settings)
+        (account,) = store.accounts(settings.space_name, [0])
+    return name if name != settings.space_name and account.embedded else None
+
+
 def retry_failures(settings: Settings, progress: PipelineProgress, **resource_overrides: Any) -> None:
     """Try the failed images again and no others; then, if any became a vector, renew what is built on them.
 
@@ -160,6 +169,39 @@ def retry_failures(settings: Settings, progress: PipelineProgress, **resource_ov
         if totals["embedded"]:
             for asset in AFTER:
                 progress.finished(asset, _materialize(definitions, instance, asset))
+
+
+def build_indexes(
+    settings: Settings,
+    progress: PipelineProgress,
+    *,
+    sizes: Sequence[int] = (),
+    rebuild: bool = False,
+    **resource_overrides: Any,
+) -> dict[str, Any]:
+    """Build the vector indexes and measure them; the settings, with their strategy, are remembered.
+
+    Args:
+        settings: of the run whose vectors they are over.
+        progress: told what happens.
+        sizes: only these of the settings' sizes; all by default.
+        rebuild: build anew what is there.
+        resource_overrides: as ``build_definitions`` takes them.
+
+    Returns:
+        The asset's metadata.
+
+    Raises:
+        AboError: what stopped it, or a blocking check that did not pass.
+        KeyboardInterrupt: Ctrl-C; the indexes before still serve.
+    """
+    definitions = build_definitions(settings, progress=progress, **resource_overrides)
+    config = {"rebuild": rebuild, **({"sizes": list(sizes)} if sizes else {})}
+    with _only_run(settings), dagster_instance(settings) as instance:
+        metadata = _materialize(definitions, instance, "embedding_index", config=config)
+        progress.finished("embedding_index", metadata)
+        settings.remember()
+    return metadata
 
 
 def run_ladder(
@@ -291,7 +333,12 @@ def _materialize(
         asset_selection=[dg.AssetKey(asset)],
     )
     (materialization,) = result.asset_materializations_for_node(asset)
-    return {name: value.value for name, value in materialization.metadata.items()}
+    return {
+        name: [dict(record.data) for record in value.records]
+        if isinstance(value, dg.TableMetadataValue)
+        else value.value
+        for name, value in materialization.metadata.items()
+    }
 
 
 def _execute(

@@ -6,24 +6,44 @@ rows are nearest for ``store.nearest``; grids over several sizes are for ``repor
 
 from __future__ import annotations
 
-from dataclasses import fields
+import time
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from sqlalchemy.exc import InternalError
 
-from abo_pipeline.encoder import Encoder
-from abo_pipeline.errors import QueryError
+from abo_pipeline.encoder import ClipEncoder, Encoder, Vectors, encoder_from
+from abo_pipeline.errors import ModelError, QueryError
+from abo_pipeline.evaluation import IMAGE, TEXT, percentile
+from abo_pipeline.filters import NO_FILTER, Filters
+from abo_pipeline.folding import MOST_CANDIDATES, Candidate, End, Folding, FoldRules
 from abo_pipeline.grids import row_figure
-from abo_pipeline.hits import Hit, Hits
+from abo_pipeline.hits import Hit, Hits, Match
 from abo_pipeline.pictures import Pictures
-from abo_pipeline.queries import ImageQuery, LikeQuery, MixQuery, Part, Query, TextQuery
+from abo_pipeline.queries import ImageQuery, LikeQuery, MixQuery, Part, Query, TextQuery, parts_of
 from abo_pipeline.query_vectors import QueryVector, QueryVectors
 from abo_pipeline.sampling import LAST_KEY
 from abo_pipeline.settings import Settings
-from abo_pipeline.store import EmbeddingSpace, Store
-from abo_pipeline.store.nearest import Neighbour, first_image, nearest, scope
+from abo_pipeline.store import EmbeddingSpace, Store, open_store
+from abo_pipeline.store.analytics import Count, Facets, facets, keywords
+from abo_pipeline.store.canary import ask_canary, upgraded_sizes
+from abo_pipeline.store.explain import Explanation, exact_ranks, explain
+from abo_pipeline.store.measures import background
+from abo_pipeline.store.nearest import (
+    Ask,
+    Neighbour,
+    Scope,
+    first_image,
+    nearest,
+    neighbour_chunks,
+    neighbours,
+    scope,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,22 +57,27 @@ class ImageSearch:
             print(hit.rank, hit.similarity, hit.caption)
         search.display(search("red shoe", k=5)).savefig("red-shoe.png")
 
+    It stays with its space, whatever others are made the default meanwhile. ``open_search`` finds space and model by
+    itself.
+
     Args:
         store: where the vectors are.
         encoder: the model they were made with.
         settings: name the embedding space, and the archive for ``display``; by default those of the last run.
+        space: another embedding space than the settings name.
 
     Raises:
         QueryError: nothing has been embedded into the space yet.
         StoreError: the space was made with another model.
+        ModelError: the encoder's model cannot be had.
     """
 
-    def __init__(self, store: Store, encoder: Encoder, settings: Settings | None = None) -> None:
+    def __init__(
+        self, store: Store, encoder: Encoder, settings: Settings | None = None, *, space: str | None = None
+    ) -> None:
         self.settings = settings or Settings.last()
-        name = self.settings.space_name
-        if store.find_space(name) is None:
-            raise QueryError(f"Nothing has been embedded into space {name} yet. Run `abo run` (or `abo demo`) first.")
-        self.space: EmbeddingSpace = store.open_space(name, encoder)
+        self.space: EmbeddingSpace = _existing_space(store, space or self.settings.space_name)
+        self.space.require_encoder(encoder)
         self._encoder = encoder
 
     def __call__(
@@ -62,6 +87,9 @@ class ImageSearch:
         *,
         size: int | None = None,
         min_similarity: float | None = None,
+        filters: Filters = NO_FILTER,
+        page: int = 1,
+        fold: FoldRules | None = None,
     ) -> Hits:
         """The k stored images most similar to a query, or all there are.
 
@@ -71,24 +99,89 @@ class ImageSearch:
             k: how many hits, at least 1.
             size: search among so many images of the catalogue only; by default the largest size that is indexed.
             min_similarity: leave out hits below this cosine.
+            filters: only images that satisfy them.
+            page: the k hits after so many pages of k, from 1. Pages do not overlap, and follow one another in order.
+            fold: make one hit of pictures of one thing, still k of them; ``folded`` of a hit says which others.
 
         Raises:
-            QueryError: k or size is below 1, the text is empty, the picture cannot be read, or the id is unknown.
+            QueryError: k, size or page is below 1, the text is empty, the picture cannot be read, or the id is unknown.
         """
         query = _as_query(query)
-        if k < 1:
-            raise QueryError(f"k is {k}; ask for at least 1 hit.")
-        if size is not None and size < 1:
-            raise QueryError(f"The size is {size}; search among at least 1 image.")
-        if min_similarity is not None and not -1 <= min_similarity <= 1:
-            raise QueryError(f"The least similarity is {min_similarity}; a cosine lies between -1 and 1.")
-        vector, own_ids, warnings = self._vector(query)
-        within = scope(self.space, None if size is None else min(size, LAST_KEY))
-        found = nearest(self.space, vector, min(k, LAST_KEY), within, exclude=own_ids)
-        hits = tuple(_hit(rank, neighbour) for rank, neighbour in enumerate(found, start=1))
+        _check_numbers(k, size, page, min_similarity)
+        asked = self._vector(query)
+        within, warnings = self._scope(size)
+        options = {"exclude": asked.made_from, "filters": filters}
+        try:
+            best, hits, more = _page(self.space, asked.vector, k, within, page, fold, options)
+        except InternalError as error:
+            # Nothing that a query or a filter can bring about: the index's own pages, or its library's.
+            if within.index_name is None:
+                raise
+            warnings += (_broken(within, str(error.orig).splitlines()[0]),)
+            best, hits, more = _page(self.space, asked.vector, k, _exactly(within), page, fold, options)
         if min_similarity is not None:
             hits = tuple(hit for hit in hits if hit.similarity >= min_similarity)
-        return Hits(query, hits, within.size, warnings)
+        return Hits(
+            query,
+            hits,
+            within.size,
+            asked.warnings + warnings + more,
+            self.space.name,
+            page=page,
+            filters=filters,
+            match=self._match(query, within, best),
+        )
+
+    def explain(
+        self,
+        query: str | Path | Query,
+        k: int = 10,
+        *,
+        size: int | None = None,
+        filters: Filters = NO_FILTER,
+        hits: Hits | None = None,
+    ) -> ExplainedHits:
+        """How a search is answered: by which way and why, how long each part takes, and each hit's exact rank.
+
+        Takes what a search takes, and costs two of them and an exact one.
+
+        Args:
+            query: as a search takes it.
+            k: likewise.
+            size: likewise.
+            filters: likewise.
+            hits: whose ranks to tell; by default those of the first page.
+        """
+        query = _as_query(query)
+        _check_numbers(k, size, 1, None)
+        # Loading the model, and its first text, are no part of a query.
+        _ = self._encoder.dimension
+        started = time.perf_counter()
+        asked = self._vector(query)
+        encoded = time.perf_counter()
+        within, _ = self._scope(size)
+        ask = Ask(asked.vector, min(k, LAST_KEY), within, asked.made_from, filters)
+        # First so that the timed search finds a connection, and the same pages in memory.
+        explanation = explain(self.space, ask)
+        searched = time.perf_counter()
+        found = nearest(self.space, ask.vector, ask.k, within, exclude=ask.exclude, filters=filters)
+        ended = time.perf_counter()
+        wall_ms = 1000 * (ended - searched)
+        return ExplainedHits(
+            explanation,
+            encode_ms=1000 * (encoded - started),
+            sql_ms=min(explanation.server_ms, wall_ms),
+            fetch_ms=max(0.0, wall_ms - explanation.server_ms),
+            exact_ranks=exact_ranks(self.space, ask, [hit.image_id for hit in hits or found]),
+        )
+
+    def facets(self, hits: Hits) -> Facets:
+        """How many of the hits are of each product type, colour and brand."""
+        return facets(self.space.engine, [hit.image_id for hit in hits])
+
+    def keywords(self, hits: Hits) -> list[Count]:
+        """The keywords of the best hit's product, by how many products among the hits have them."""
+        return keywords(self.space.engine, [hit.image_id for hit in hits])
 
     def display(self, hits: Hits) -> Figure:
         """The hits as one row of pictures, each with its similarity and caption."""
@@ -102,6 +195,142 @@ class ImageSearch:
     def _vector(self, query: Query) -> QueryVector:
         """The query's unit vector, the stored images that it was made from, and warnings."""
         return QueryVectors(self.space, self._encoder, self.settings).of(query)
+
+    def _scope(self, size: int | None) -> tuple[Scope, tuple[str, ...]]:
+        """What a size means; without its index if that was made by another version of its extension, and fails."""
+        within = scope(self.space, None if size is None else min(size, LAST_KEY))
+        if within.size is None or within.size not in self._untrusted:
+            return within, ()
+        return _exactly(within), (_broken(within, self._untrusted[within.size]),)
+
+    @cached_property
+    def _untrusted(self) -> dict[int, str]:
+        """Sizes whose index does not answer rightly since its extension got another version, and how."""
+        answers = [ask_canary(self.space, size) for size in upgraded_sizes(self.space)]
+        return {
+            answer.size: f"made by {answer.made_by}, now {answer.installed}: {answer.error or 'it misses images'}"
+            for answer in answers
+            if answer and not answer.found
+        }
+
+    def _match(self, query: Query, within: Scope, best: float | None) -> Match | None:
+        if best is None or within.size is None:
+            return None
+        kind = TEXT if any(isinstance(part.query, TextQuery) for part in parts_of(query)) else IMAGE
+        share = percentile(background(self.space, within.size, kind), best)
+        return None if share is None else Match(kind, share)
+
+
+@dataclass(frozen=True)
+class ExplainedHits:
+    """How a search is answered.
+
+    Attributes:
+        explanation: what Postgres says.
+        encode_ms: from the query to its vector, with the model loaded.
+        sql_ms: in Postgres.
+        fetch_ms: the rest of the way to Python.
+        exact_ranks: of each hit, by image_id.
+    """
+
+    explanation: Explanation
+    encode_ms: float
+    sql_ms: float
+    fetch_ms: float
+    exact_ranks: dict[str, int]
+
+
+def open_search(settings: Settings | None = None, *, space: str | None = None) -> ImageSearch:
+    """A search of the space that is asked for, with the model that it was made with; the model is loaded when needed.
+
+        search = open_search()
+        search("red shoe", k=5)
+
+    Args:
+        settings: name the database and the archive; by default those of the last run.
+        space: an embedding space; by default the one that ``searched_space`` says.
+
+    Raises:
+        QueryError: nothing has been embedded into the space yet, or there is no such space.
+        ModelError: the model that it was made with cannot be had.
+        StoreError: that model has changed since, or the database does not answer.
+    """
+    settings = settings or Settings.last()
+    store = open_store(settings)
+    try:
+        return search_in(store, settings, space=space)
+    except BaseException:
+        store.engine.dispose()
+        raise
+
+
+def search_in(
+    store: Store, settings: Settings, *, space: str | None = None, encoder: Encoder | None = None
+) -> ImageSearch:
+    """As ``open_search``, in a store that is open.
+
+    Args:
+        store: where the vectors are.
+        settings: name the archive and the device.
+        space: an embedding space; by default the one that ``searched_space`` says.
+        encoder: one that is there already, and is used if the space was made with its model.
+    """
+    name = space or searched_space(store, settings)
+    found = _existing_space(store, name)
+    return ImageSearch(store, encoder_of(found, settings, encoder), settings, space=name)
+
+
+def searched_space(store: Store, settings: Settings) -> str:
+    """The space that a search uses if it is not told: what ABO_SPACE says, else the default of the catalogue.
+
+    Not the settings' own, which is the one that the last run embedded into; only before anything is embedded.
+    """
+    return Settings.read().space or store.default_space() or settings.space_name
+
+
+def encoder_of(space: EmbeddingSpace, settings: Settings, encoder: Encoder | None = None) -> Encoder:
+    """The model that a space was made with.
+
+    If it is not where it was then, or not as it was, the one that the settings name will do if it gives the same
+    vectors: a folder may have been moved, and ABO_MODEL says where to. Whether what is returned fits the space is for
+    ``EmbeddingSpace.require_encoder``.
+
+    Args:
+        space: made with which model.
+        settings: name the device, and another model.
+        encoder: one that is there already, instead of the settings' model.
+
+    Raises:
+        ModelError: the model cannot be had.
+    """
+    other = encoder or encoder_from(settings)
+    own = other if other.model == space.model else ClipEncoder(space.model, settings.device)
+    try:
+        fits = own.fingerprint == space.fingerprint
+    except ModelError as error:
+        if _has_fingerprint(other, space.fingerprint):
+            return other
+        raise ModelError(
+            f"Space {space.name} is searched with the model that it was made with, {space.model}, and that cannot be "
+            f"had: {error} Put it back, or set ABO_MODEL to where it is now; `abo spaces` lists other spaces."
+        ) from error
+    return other if not fits and _has_fingerprint(other, space.fingerprint) else own
+
+
+def _has_fingerprint(encoder: Encoder, fingerprint: str) -> bool:
+    with suppress(ModelError):
+        return encoder.fingerprint == fingerprint
+    return False
+
+
+def _existing_space(store: Store, name: str) -> EmbeddingSpace:
+    """A space to search. It is not made: only who embeds does that."""
+    space = store.find_space(name)
+    if space is None:
+        others = ", ".join(store.space_names())
+        remedy = f"This catalogue has {others}." if others else "Run `abo run` (or `abo demo`) first."
+        raise QueryError(f"Nothing has been embedded into space {name} yet. {remedy}")
+    return space
 
 
 def stands_for(space: EmbeddingSpace, query: Query) -> Query:
@@ -122,8 +351,71 @@ def _as_query(query: str | Path | Query) -> Query:
     return ImageQuery(query) if isinstance(query, Path) else query
 
 
+def _check_numbers(k: int, size: int | None, page: int, min_similarity: float | None) -> None:
+    if k < 1:
+        raise QueryError(f"k is {k}; ask for at least 1 hit.")
+    if size is not None and size < 1:
+        raise QueryError(f"The size is {size}; search among at least 1 image.")
+    if page < 1:
+        raise QueryError(f"The page is {page}; the first one is 1.")
+    if min_similarity is not None and not -1 <= min_similarity <= 1:
+        raise QueryError(f"The least similarity is {min_similarity}; a cosine lies between -1 and 1.")
+
+
+def _page(
+    space: EmbeddingSpace,
+    vector: Vectors,
+    k: int,
+    within: Scope,
+    page: int,
+    fold: FoldRules | None,
+    options: dict[str, Any],
+) -> tuple[float | None, tuple[Hit, ...], tuple[str, ...]]:
+    """The best similarity there is, the hits of a page, and what to know about them."""
+    k, skip = min(k, LAST_KEY), (page - 1) * min(k, LAST_KEY)
+    if fold is None:
+        found = list(islice(neighbours(space, vector, k, within, **options), skip + k))
+        hits = tuple(_hit(skip + rank, neighbour) for rank, neighbour in enumerate(found[skip:], start=1))
+        return (found[0].similarity if found else None), hits, ()
+    # More at once than hits are wanted, for some will be folded.
+    chunks = neighbour_chunks(space, vector, max(2 * min(k, _FOLD_CHUNK), 20), within, with_vectors=True, **options)
+    candidates = ([_candidate(neighbour) for neighbour in chunk] for chunk in chunks)
+    folding = Folding(candidates, fold)
+    before = folding.take(skip).groups if skip else ()
+    groups = folding.take(k)
+    first = next(iter((*before, *groups.groups)), None)
+    hits = tuple(
+        replace(_hit(skip + rank, group.best.payload), folded=group.folded)
+        for rank, group in enumerate(groups.groups, start=1)
+    )
+    warnings = (_LOOKED_FAR,) if groups.end is End.BOUND else ()
+    return (first.best.payload.similarity if first else None), hits, warnings
+
+
+def _candidate(neighbour: Neighbour) -> Candidate[Neighbour]:
+    return Candidate(neighbour.image_id, neighbour.item_id, neighbour.digest, neighbour.vector, neighbour)
+
+
+_FOLD_CHUNK = 500
+_LOOKED_FAR = f"Only the {MOST_CANDIDATES:,} nearest pictures were looked at: there may be more results."
+
+
+def _exactly(within: Scope) -> Scope:
+    return replace(within, index_name=None)
+
+
+def _broken(within: Scope, how: str) -> str:
+    return (
+        f"The index of size {within.size or 0:,} does not answer rightly ({how}), so this was searched exactly. "
+        "`abo index --rebuild` builds it anew."
+    )
+
+
 def _hit(rank: int, neighbour: Neighbour) -> Hit:
     # A cosine computed from rounded numbers may come out a hair beyond its bounds.
     similarity = float(np.clip(neighbour.similarity, -1.0, 1.0))
-    known = {field.name: getattr(neighbour, field.name) for field in fields(Hit) if field.name != "rank"}
+    known = {name: getattr(neighbour, name) for name in _KNOWN}
     return Hit(rank, **(known | {"similarity": similarity}))
+
+
+_KNOWN = tuple(field.name for field in fields(Hit) if field.name not in ("rank", "folded"))

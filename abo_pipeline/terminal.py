@@ -5,8 +5,9 @@ Where the output is no terminal, the bars are lines now and then. What a run doe
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,10 +18,14 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from abo_pipeline.catalog import REASONS
 from abo_pipeline.download import in_megabytes
 from abo_pipeline.embedding import Tally
+from abo_pipeline.evaluation import IMAGE, KS, TEXT
 from abo_pipeline.ladder import Found, Ladder
 from abo_pipeline.plan import Plan
 from abo_pipeline.runner import PipelineProgress
+from abo_pipeline.search import ExplainedHits
 from abo_pipeline.settings import Settings
+from abo_pipeline.store import SpaceSummary
+from abo_pipeline.store.analytics import Count, Facet, Facets
 
 _LINE_SECONDS = 10.0
 
@@ -89,8 +94,15 @@ class Bars:
 @contextmanager
 def bar(what: str, unit: str, console: Console) -> Iterator[Callable[[int, int], None]]:
     """One bar; call what this yields with how many of how many are done."""
+    with stage_bars(unit, console) as advance:
+        yield partial(advance, what)
+
+
+@contextmanager
+def stage_bars(unit: str, console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each stage; call what this yields with a stage and how many of how many are done."""
     with Bars(console) as bars:
-        yield lambda done, total: bars.update(what, done, total, f"{done:,}/{total:,} {unit}")
+        yield lambda what, done, total: bars.update(what, done, total, f"{done:,}/{total:,} {unit}")
 
 
 class TerminalProgress(PipelineProgress):
@@ -174,6 +186,65 @@ def plan_lines(plan: Plan, settings: Settings) -> list[tuple[str, str]]:
     return lines
 
 
+def space_rows(spaces: Sequence[SpaceSummary]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Spaces as a table: its columns, and its rows."""
+    return ("searches", "space", "vectors", "failed", "pending", "sizes", "MB", "model"), [
+        (
+            "use it" if space.is_default else "used it" if space.is_previous else "",
+            space.name,
+            f"{space.vectors:,}",
+            f"{space.failures:,}",
+            f"{space.pending:,}",
+            " ".join(f"{size:,}" for size in space.sizes),
+            f"{(space.table_bytes + space.index_bytes) / 1e6:,.1f}",
+            space.model,
+        )
+        for space in spaces
+    ]
+
+
+def index_rows(metadata: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """How each size is searched and what that finds, as a table's headings and rows."""
+    measured = [(f"{kind}_recall_at_{k}", f"{kind}@{k}") for kind in (IMAGE, TEXT) for k in KS]
+    rows = []
+    for row in metadata["indexes"]:
+        efforts = "/".join(str(row[f"effort_at_{k}"] or "-") for k in KS)
+        recalls = ("-" if row.get(name) is None else f"{row[name]:.4f}" for name, _ in measured)
+        rows.append((f"{row['size']:,}", row["strategy"], efforts, *recalls, f"{row['bytes'] / 1e6:,.1f}"))
+    return ("size", "strategy", "effort", *(head for _, head in measured), "MB"), rows
+
+
+def index_notes(metadata: dict[str, Any]) -> list[str]:
+    """Why a size is searched otherwise than was asked for."""
+    return [f"size {row['size']:,}: {row['why']}" for row in metadata["indexes"] if row["why"]]
+
+
+def facet_lines(facets: Facets, words: Sequence[Count]) -> list[tuple[str, str]]:
+    """Counts over the hits as lines of a heading and words."""
+    lines = [(name, _counts(getattr(facets, name))) for name in ("product_type", "color", "brand")]
+    return [*lines, ("keywords", ", ".join(f"{word.value} {word.count}" for word in words) or "none")]
+
+
+def explained_lines(explained: ExplainedHits) -> list[tuple[str, str]]:
+    """How an answer came about, as lines of a heading and words."""
+    how = explained.explanation
+    effort = f", effort {how.effort}" if how.effort else ""
+    return [
+        ("strategy", f"{how.strategy}{effort}: {how.reason}"),
+        ("plan", how.plan_line),
+        ("rows visited", f"{how.visited:,}"),
+        (
+            "milliseconds",
+            f"{explained.encode_ms:.1f} encode, {explained.sql_ms:.1f} SQL, {explained.fetch_ms:.1f} fetch",
+        ),
+    ]
+
+
+def _counts(facet: Facet) -> str:
+    counts = [f"{count.value} {count.count:,}" for count in facet.counts]
+    return ", ".join(counts + ([f"unknown {facet.unknown:,}"] if facet.unknown else []))
+
+
 def ladder_rows(ladder: Ladder) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """The storage ladder as a table of 80 characters: its columns, and its rows."""
     found = ("image", "p50/p95", "text", "p50/p95")
@@ -229,8 +300,11 @@ def _embeddings(totals: dict[str, Any]) -> str:
 
 def _index(metadata: dict[str, Any]) -> str:
     built = f"built {metadata['built']} in {metadata['seconds']:.1f} s" if metadata["built"] else "nothing to build"
-    sizes = ", ".join(f"{rows:,}" for name, rows in metadata.items() if name.startswith("rows_"))
-    return f"{built}; over {sizes} images, {metadata['bytes'] / 1e6:,.1f} MB"
+    rows = metadata["indexes"]
+    sizes = ", ".join(f"{row['rows']:,} by {row['strategy']}" for row in rows)
+    recalls = [value for row in rows for name, value in row.items() if "_recall_at_" in name and value is not None]
+    recall = f"; recall at least {min(recalls):.3f}" if recalls else ""
+    return f"{built}; {sizes}, {metadata['bytes'] / 1e6:,.1f} MB{recall}"
 
 
 def _golden(metadata: dict[str, Any]) -> str:

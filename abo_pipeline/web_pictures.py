@@ -262,9 +262,8 @@ def _cut_off(sock: socket.socket, deadline: float) -> Iterator[None]:
 
     def cut() -> None:
         late.set()
-        # Not the method of a TLS socket, which would have the other thread read on without TLS.
         with suppress(OSError):
-            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+            sock.shutdown(socket.SHUT_RDWR)
 
     timer = Timer(_left(deadline), cut)
     timer.daemon = True

@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 from PIL import Image
@@ -23,9 +24,9 @@ from abo_pipeline.ladder import (
 from abo_pipeline.plots import ladder_figure
 from abo_pipeline.settings import Settings
 from abo_pipeline.store.strategies import PROJECTED
-from abo_pipeline_tests.store import test_nearest
+from abo_pipeline_tests.library import DIMENSION, Library, NamedEncoder, clip
 from abo_pipeline_tests.store.test_ladder import everything
-from abo_pipeline_tests.store.test_nearest import DIMENSION, ROWS, SIZES, Clip, Library, library
+from abo_pipeline_tests.store.test_nearest import ROWS, SIZES, library
 
 __all__ = ["library"]
 
@@ -34,12 +35,12 @@ TEXTS = 104
 
 
 @dataclass(frozen=True)
-class ClipEncoder(test_nearest.NamedEncoder):
-    """Gives texts the vectors that texts have in ``Clip``."""
+class ClipEncoder(NamedEncoder):
+    """Gives texts the vectors that texts have in ``clip``."""
 
     def encode_texts(self, texts: list[str]) -> Vectors:
-        assert len(texts) == TEXTS
-        return Clip().texts(len(texts))
+        drawn = clip().texts(1_000)
+        return drawn[[crc32(text.encode()) % len(drawn) for text in texts]]
 
 
 def settings(**given: object) -> Settings:

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from abo_pipeline.projection import fit
-from abo_pipeline_tests.store.test_nearest import DIMENSION, Clip
+from abo_pipeline_tests.library import DIMENSION, clip
 
 ROWS = 500
 
 
 @pytest.fixture(scope="module")
 def vectors() -> np.ndarray:
-    return Clip().images(ROWS)
+    return clip().images(ROWS)
 
 
 def test_components_are_of_length_1_and_at_right_angles(vectors):

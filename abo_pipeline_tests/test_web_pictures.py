@@ -901,12 +901,11 @@ def what_is_open() -> tuple[int, int]:
 def test_no_thread_and_no_connection_is_left(server):
     server.pages["/drip"] = DRIPS["length"]
     server.pages["/"] = lambda page: page.send(status=302, Location="/red.jpg")
-    settings = allowing(server, url_timeout=0.3)
     before = what_is_open()
 
-    fetch_picture(server.url, settings)
-    refusal(f"{server.url}/drip", settings)
-    refusal("http://10.0.0.1/", settings)
+    fetch_picture(server.url, allowing(server))
+    refusal(f"{server.url}/drip", allowing(server, url_timeout=0.3))
+    refusal("http://10.0.0.1/")
     assert server.cut.wait(5)
     deadline = time.monotonic() + 5
     # The server's own threads end a moment later.

@@ -1,8 +1,9 @@
 """What past runs tell: Dagster keeps the metadata of every materialization, and so the speed of every partition."""
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 
 import dagster as dg
@@ -17,6 +18,7 @@ ASSUMED_DIMENSION = 512
 """Of a space that nothing has been embedded into yet: CLIP's usual one."""
 
 _RUNS_LOOKED_AT = 1000
+_RECORDS_LOOKED_AT = 100
 
 
 def machine() -> str:
@@ -56,9 +58,21 @@ def last_metadata(instance: dg.DagsterInstance, asset: str, settings: Settings |
         asset: its name.
         settings: only if it was made for the catalogue and the space that these name.
     """
-    event = instance.get_latest_materialization_event(dg.AssetKey(asset))
-    found = _plain(event.asset_materialization) if event and event.asset_materialization else {}
-    return found if settings is None or made_for(settings).items() <= found.items() else {}
+    wanted = made_for(settings) if settings else {}
+    # One instance may see several catalogues and spaces, of which another one's may be newer.
+    found = islice(_materializations(instance, asset), _RECORDS_LOOKED_AT)
+    return next((metadata for metadata in found if wanted.items() <= metadata.items()), {})
+
+
+def _materializations(instance: dg.DagsterInstance, asset: str) -> Iterator[dict[str, Any]]:
+    """The metadata of every materialization, newest first, a few at a time: a report's hold its pictures."""
+    cursor = None
+    while True:
+        page = instance.fetch_materializations(dg.AssetKey(asset), limit=5, cursor=cursor)
+        yield from (_plain(record.asset_materialization) for record in page.records if record.asset_materialization)
+        if not page.has_more:
+            return
+        cursor = page.cursor
 
 
 def report_as_of(instance: dg.DagsterInstance, settings: Settings) -> datetime | None:

@@ -4,6 +4,7 @@ Searching is one, because a question is not a thing that is kept; so is replayin
 wherever they are.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import dagster as dg
@@ -18,14 +19,35 @@ from abo_pipeline.defs.resources import Progress, StoreResource
 from abo_pipeline.embedding import refuse_too_many_failures
 from abo_pipeline.encoder import Encoder
 from abo_pipeline.errors import FailuresError
+from abo_pipeline.filters import FIELDS, Filters
+from abo_pipeline.folding import FoldRules
 from abo_pipeline.grids import thumbnail
 from abo_pipeline.hits import Hit, Hits
 from abo_pipeline.pools import ENCODER_POOL
 from abo_pipeline.queries import Query, one_query, shown
 from abo_pipeline.sampling import partition_keys, partition_range, partition_starts
-from abo_pipeline.search import ImageSearch
+from abo_pipeline.search import search_in
 from abo_pipeline.settings import Settings
 from abo_pipeline.store import Store
+
+
+class FilterConfig(dg.Config):
+    """Which images a search may answer with: see ``Filters``. Of a list, any value will do."""
+
+    product_type: list[str] = Field(default=[], description="Such as CHAIR")
+    color: list[str] = Field(default=[], description="In the seller's words")
+    brand: list[str] = Field(default=[], description="In the seller's words")
+    country: list[str] = Field(default=[], description="Such as US")
+    keyword: list[str] = Field(default=[], description="Any of the product's keywords")
+    title: list[str] = Field(default=[], description="Words that are all in the product's title")
+    min_width: int | None = Field(default=None, description="Of the original image, in pixels")
+    max_width: int | None = Field(default=None, description="Of the original image, in pixels")
+    min_height: int | None = Field(default=None, description="Of the original image, in pixels")
+    max_height: int | None = Field(default=None, description="Of the original image, in pixels")
+
+    def filters(self) -> Filters:
+        """The same for a search."""
+        return Filters.of(**{name: getattr(self, name) for name in FIELDS})
 
 
 class SearchConfig(dg.Config):
@@ -45,6 +67,12 @@ class SearchConfig(dg.Config):
         default=None, description="Search among so many images; unset for the largest indexed size"
     )
     min_similarity: float | None = Field(default=None, description="Leave out hits below this cosine")
+    page: int = Field(default=1, description="The k hits after so many pages of k")
+    fold: bool = Field(default=False, description="Make one hit of pictures of the same product, or that look the same")
+    filters: FilterConfig = FilterConfig()
+    space: str | None = Field(
+        default=None, description="Embedding space to search; unset for the one that `abo spaces use` set"
+    )
 
     def query(self) -> Query:
         """The one query that is asked for, or the mix of all that are.
@@ -70,10 +98,21 @@ def search_images(
     encoder: dg.ResourceParam[Encoder],
     store: dg.ResourceParam[StoreResource],
 ) -> dict[str, Any]:
-    """The most similar stored images, as a table and a row of pictures in the output's metadata."""
+    """The most similar stored images, as a table and a row of pictures in the output's metadata.
+
+    In the space that searches use by default, whichever the runs of this code location embed into.
+    """
     with store.opened() as opened:
-        search = ImageSearch(opened, encoder, settings)
-        hits = search(config.query(), config.k, size=config.size, min_similarity=config.min_similarity)
+        search = search_in(opened, settings, space=config.space, encoder=encoder)
+        hits = search(
+            config.query(),
+            config.k,
+            size=config.size,
+            min_similarity=config.min_similarity,
+            filters=config.filters.filters(),
+            page=config.page,
+            fold=FoldRules() if config.fold else None,
+        )
         for warning in hits.warnings:
             context.log.warning(warning)
         context.add_output_metadata(
@@ -81,6 +120,8 @@ def search_images(
                 "hits": table([_shown(hit) for hit in hits]),
                 "pictures": picture(thumbnail(search.display(_first(hits))), shown(hits.query)),
                 "count": len(hits),
+                "match": str(hits.match or "not measured"),
+                "space": search.space.name,
             }
         )
     return hits.as_json()
@@ -114,7 +155,9 @@ def replay_failures(
         except FailuresError as error:
             refused.append(str(error))
             event = dg.AssetObservation
-        context.log_event(event(EMBEDDINGS, partition=key, metadata=described(tally, reasons, space, encoder)))
+        context.log_event(
+            event(EMBEDDINGS, partition=key, metadata=described(tally, reasons, space, encoder, settings))
+        )
         context.instance.report_runless_asset_event(
             dg.AssetCheckEvaluation(
                 EMBEDDINGS,
@@ -155,4 +198,4 @@ def _shown(hit: Hit) -> dict[str, Any]:
 
 def _first(hits: Hits, count: int = 10) -> Hits:
     """As many as one row of pictures can show."""
-    return Hits(hits.query, hits[:count], hits.size, hits.warnings)
+    return replace(hits, hits=hits[:count])

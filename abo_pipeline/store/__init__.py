@@ -1,7 +1,8 @@
 """Postgres: the only part of the package that speaks SQL.
 
 ``open_store`` gives a ``Store``, which holds the catalogue and the listings; ``Store.space`` and ``Store.open_space``
-give an ``EmbeddingSpace``, which holds vectors and failures. ``nearest`` searches one, ``indexes`` indexes one.
+give an ``EmbeddingSpace``, which holds vectors and failures. ``nearest`` searches one, ``indexes`` indexes one;
+``roster`` knows which there are, and which one searches use.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,12 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import polars as pl
-from sqlalchemy import Connection, Engine, exists, func, select, text
+from sqlalchemy import Connection, Engine, func, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from abo_pipeline.encoder import Encoder
 from abo_pipeline.errors import StoreError
 from abo_pipeline.settings import Settings
+from abo_pipeline.store import roster
 from abo_pipeline.store.database import (
     database_url,
     offered_vectorscale,
@@ -23,6 +25,7 @@ from abo_pipeline.store.database import (
     vectorscale_version,
 )
 from abo_pipeline.store.merge import Merged, merge
+from abo_pipeline.store.roster import SpaceSummary
 from abo_pipeline.store.schema import (
     Base,
     Image,
@@ -34,7 +37,7 @@ from abo_pipeline.store.schema import (
 )
 from abo_pipeline.store.spaces import Account, EmbeddingSpace, accounts
 
-__all__ = ["EmbeddingSpace", "Merged", "Store", "open_store", "opened_store"]
+__all__ = ["EmbeddingSpace", "Merged", "SpaceSummary", "Store", "open_store", "opened_store"]
 
 _FEW_REMOVED, _SHARE_REMOVED = 100, 0.1
 """Up to so many images, or such a share of them, may leave a catalogue without being asked about."""
@@ -120,21 +123,63 @@ class Store:
             ModelError: the space is new and the encoder's model cannot be loaded.
         """
         space = self.find_space(name) or self._create_space(name, encoder)
-        if space.fingerprint != encoder.fingerprint:
-            dimension = encoder.dimension
-            lengths = "" if dimension == space.dimension else f", with {space.dimension} and {dimension} dimensions"
-            raise StoreError(
-                f"Space {name} holds vectors of {space.model} (fingerprint {space.fingerprint}), and {encoder.model} "
-                f"has fingerprint {encoder.fingerprint}{lengths}: they cannot be compared. Use that model, or name "
-                "another space with --space (ABO_SPACE)."
-            )
+        space.require_encoder(encoder)
         return space
 
     def find_space(self, name: str) -> EmbeddingSpace | None:
         """The space of that name; None if nothing has been embedded into it yet."""
+        if not (name.isascii() and name.isprintable()):
+            # Postgres takes not every text, and no space is called so.
+            return None
         with transaction(self.engine) as connection:
             row = connection.execute(select(Space).where(Space.name == name)).one_or_none()
         return row and EmbeddingSpace(self.engine, row.name, row.model, row.dimension, row.fingerprint)
+
+    def spaces(self) -> list[SpaceSummary]:
+        """What each space holds, in the order in which they were made."""
+        return roster.summaries(self.engine)
+
+    def space_names(self) -> list[str]:
+        """The names of the spaces, in the same order."""
+        with transaction(self.engine) as connection:
+            return list(connection.scalars(select(Space.name).order_by(Space.created_at, Space.name)))
+
+    def default_space(self) -> str | None:
+        """The space that searches use if none is named; None before the first space is made.
+
+        It is the first one; and as long as nothing is embedded into that, the one that is made after it.
+        """
+        return roster.default_space(self.engine)
+
+    def switch_default(self, name: str) -> str | None:
+        """Have searches use a space from now on, in one step; ``switch_back`` undoes it.
+
+        Returns:
+            The default before, which may be the same; None if there was none.
+
+        Raises:
+            StoreError: there is no such space, or it holds no vectors.
+        """
+        return roster.switch_default(self._known_space(name))
+
+    def switch_back(self) -> str:
+        """Have searches use the space again that they used before the last switch, in one step.
+
+        Returns:
+            The default now.
+
+        Raises:
+            StoreError: they used no other, or it has been dropped since.
+        """
+        return roster.switch_back(self.engine)
+
+    def drop_space(self, name: str) -> None:
+        """Remove a space: its vectors, their indexes, and every row about it.
+
+        Raises:
+            StoreError: there is no such space, it is the default, or somebody is at work in it; nothing is changed.
+        """
+        roster.drop(self._known_space(name))
 
     def accounts(self, space: str, starts: Sequence[int]) -> list[Account]:
         """The account of each partition of a space, also of one that nothing has been embedded into yet.
@@ -145,6 +190,14 @@ class Store:
         """
         found = self.find_space(space)
         return accounts(self.engine, space, found.table.name if found else None, starts)
+
+    def _known_space(self, name: str) -> EmbeddingSpace:
+        space = self.find_space(name)
+        if space is None:
+            names = self.space_names()
+            known = f"This catalogue has {', '.join(names)}." if names else "Nothing has been embedded yet: `abo run`."
+            raise StoreError(f"There is no embedding space {name!r}. {known}")
+        return space
 
     def _create_space(self, name: str, encoder: Encoder) -> EmbeddingSpace:
         space = EmbeddingSpace(self.engine, name, encoder.model, encoder.dimension, encoder.fingerprint)
@@ -159,12 +212,13 @@ class Store:
             created = connection.execute(upsert(Space).values(**values).on_conflict_do_nothing()).rowcount
             if created:
                 create_embeddings_table(connection, space.table)
+                roster.fill_vacancy(connection, name)
         return self.find_space(name) or space
 
     def _has_vectors(self, connection: Connection) -> bool:
         spaces = connection.execute(select(Space.name, Space.dimension)).all()
         tables = [embeddings_table(name, dimension) for name, dimension in spaces]
-        return any(connection.scalar(select(exists(select(table.c.image_id)))) for table in tables)
+        return any(roster.has_vectors(connection, table) for table in tables)
 
 
 def _replace(connection: Connection, model: type[Base], columns: tuple[str, ...], rows: pl.DataFrame) -> Merged:

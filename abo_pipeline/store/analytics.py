@@ -7,9 +7,10 @@ counts are shown is for others.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Engine, text
 
 from abo_pipeline.store.database import transaction
+from abo_pipeline.store.letters import letters
 
 MOST_KEYWORDS = 5
 """How many keywords of the best product are told."""
@@ -62,8 +63,9 @@ def facets(engine: Engine, image_ids: Sequence[str]) -> Facets:
         engine: of the store or of an embedding space.
         image_ids: in any order; one that comes twice counts once, and one that is not known has no product.
     """
+    statement = text(_facets(letters(engine)))
     with transaction(engine) as connection:
-        rows = connection.execute(text(_facets(_letters(connection))), {"ids": list(image_ids)}).all()
+        rows = connection.execute(statement, {"ids": list(image_ids)}).all()
     return Facets(**{name: _facet([row[1:] for row in rows if row[0] == name]) for name in _ATTRIBUTES})
 
 
@@ -81,39 +83,18 @@ def keywords(engine: Engine, image_ids: Sequence[str], most: int = MOST_KEYWORDS
     Returns:
         The most frequent first, and then by keyword; none if the best image has no product, or that no keywords.
     """
+    statement = text(_keywords(letters(engine)))
     with transaction(engine) as connection:
         parameters = {"ids": list(image_ids), "most": most}
-        return [Count(*row) for row in connection.execute(text(_keywords(_letters(connection))), parameters)]
+        return [Count(*row) for row in connection.execute(statement, parameters)]
 
 
 _ATTRIBUTES = ("product_type", "color", "brand")
-
-_COLLATIONS = ("pg_c_utf8", "und-x-icu", "C.utf8", "C.UTF-8")
-"""Of Postgres 17 and newer, of one built with ICU, and of systems."""
 
 
 def _facet(rows: Sequence[tuple[str | None, int]]) -> Facet:
     counts = tuple(Count(value, count) for value, count in rows if value is not None)
     return Facet(counts, sum(count for value, count in rows if value is None))
-
-
-def _letters(connection: Connection) -> str:
-    """A collation that knows upper and lower case of all letters, quoted; the database's own if there is none.
-
-    The embedded server's own, C, knows those of ASCII only.
-    """
-    known = connection.scalar(
-        text(
-            """
-            SELECT collname FROM pg_collation
-            WHERE collnamespace = CAST('pg_catalog' AS regnamespace) AND collname = ANY (CAST(:wanted AS text[]))
-                  AND getdatabaseencoding() = 'UTF8'
-            ORDER BY array_position(CAST(:wanted AS text[]), CAST(collname AS text)) LIMIT 1
-            """
-        ),
-        {"wanted": list(_COLLATIONS)},
-    )
-    return f'"{known or "default"}"'
 
 
 def _facets(letters: str) -> str:

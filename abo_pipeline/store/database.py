@@ -5,13 +5,20 @@ is run is for ``embedded``.
 """
 
 import logging
-from collections.abc import Iterator
+import re
+import struct
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import numpy as np
 import psycopg
+from numpy.typing import NDArray
 from pgvector.psycopg import register_vector
+from psycopg.adapt import Dumper
+from psycopg.pq import Format
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
@@ -27,6 +34,7 @@ OLDEST_PGVECTOR = (0, 8)
 """The first release whose filtered index scans go on until they have found k rows."""
 
 _CONNECT_TIMEOUT = 10
+_EMBEDDINGS = re.compile(r'relation "embeddings_(\w+)" does not exist')
 
 
 def embedded_server(settings: Settings) -> EmbeddedServer:
@@ -71,17 +79,7 @@ def open_engine(url: URL, catalogue: str = DEFAULT_CATALOGUE) -> Engine:
     Raises:
         StoreError: it does not answer, lacks pgvector, or has tables of a newer version of this package.
     """
-    engine = create_engine(
-        url,
-        pool_pre_ping=True,
-        # The encoding is said because psycopg gives the texts of a database in SQL_ASCII as bytes otherwise.
-        connect_args={
-            "connect_timeout": _CONNECT_TIMEOUT,
-            "application_name": "abo_pipeline",
-            "client_encoding": "utf8",
-        },
-    )
-    event.listen(engine, "connect", partial(_enter_schema, catalogue))
+    engine = _engine(url, catalogue, pool_pre_ping=True)
     with transaction(engine) as connection:
         # Before the extension too: of two that create it at once, "IF NOT EXISTS" lets one fail.
         lock_schema(connection)
@@ -90,6 +88,57 @@ def open_engine(url: URL, catalogue: str = DEFAULT_CATALOGUE) -> Engine:
     event.listen(engine, "connect", _register_vector)
     # The one connection that is open already was made before the type was known to exist.
     engine.dispose()
+    _searching[engine] = searching = _engine(url, catalogue, isolation_level="AUTOCOMMIT")
+    event.listen(searching, "connect", _register_vector)
+    event.listen(engine, "engine_disposed", lambda _: searching.dispose())
+    return engine
+
+
+_searching: WeakKeyDictionary[Engine, Engine] = WeakKeyDictionary()
+"""The twin of each engine for searches by index."""
+
+
+@contextmanager
+def tuned(engine: Engine, settings: Mapping[str, str]) -> Iterator[Connection]:
+    """A connection on which settings of Postgres hold, for one statement that only reads.
+
+    Such connections are for nothing else, and keep their settings from one search to the next: to set them in a
+    transaction round each, and to ask before each whether the server is still there, takes seven messages more and a
+    third of the time. A server that is gone is noticed by the statement itself.
+
+    Args:
+        engine: that ``open_engine`` gave.
+        settings: by name. Whoever changes one must always say it, for another search may have left another value.
+
+    Raises:
+        StoreError: the server does not answer, or goes away in the middle.
+    """
+    with translated(engine), _searching[engine].connect() as connection:
+        kept = connection.info.setdefault("settings", {})
+        if changed := {name: value for name, value in settings.items() if kept.get(name) != value}:
+            calls = ", ".join(f"set_config('{name}', '{value}', false)" for name, value in changed.items())
+            connection.execute(text(f"SELECT {calls}"))
+            kept |= changed
+        yield connection
+
+
+def is_gone(error: StoreError) -> bool:
+    """Whether an error means that the connection was dead, so that another one may work."""
+    return isinstance(error.__cause__, DBAPIError) and error.__cause__.connection_invalidated
+
+
+def _engine(url: URL, catalogue: str, **options: Any) -> Engine:
+    engine = create_engine(
+        url,
+        # The encoding is said because psycopg gives the texts of a database in SQL_ASCII as bytes otherwise.
+        connect_args={
+            "connect_timeout": _CONNECT_TIMEOUT,
+            "application_name": "abo_pipeline",
+            "client_encoding": "utf8",
+        },
+        **options,
+    )
+    event.listen(engine, "connect", partial(_enter_schema, catalogue))
     return engine
 
 
@@ -123,6 +172,11 @@ def translated(engine: Engine) -> Iterator[None]:
             raise StoreError(
                 f"The database at {where} has no room left on its disk: {_first_line(reason)} Make room there, and run "
                 "again; what was committed is kept."
+            ) from error
+        # Of a space that somebody dropped while another one searched it, or wrote into it.
+        if isinstance(reason, psycopg.errors.UndefinedTable) and (space := _EMBEDDINGS.search(str(reason))):
+            raise StoreError(
+                f"Space {space[1]} has been dropped meanwhile. `abo spaces` lists those that there are."
             ) from error
         # An option of the URL that libpq does not know counts as an error of programming there.
         if isinstance(reason, psycopg.OperationalError) or "connection option" in str(reason):
@@ -248,6 +302,19 @@ def _enter_schema(catalogue: str, connection: Any, record: object) -> None:
 def _register_vector(connection: Any, record: object) -> None:
     del record
     register_vector(connection)
+    vector = connection.adapters.types["vector"].oid
+    connection.adapters.register_dumper(np.ndarray, type("_ArrayDumper", (_ArrayDumper,), {"oid": vector}))
+
+
+class _ArrayDumper(Dumper):
+    """An array as a vector in Postgres's binary format; pgvector's own dumper copies it four times on the way."""
+
+    format = Format.BINARY
+
+    def dump(self, obj: NDArray[np.float32]) -> bytes:
+        if obj.ndim != 1:
+            raise ValueError(f"a vector has one dimension, and this array has {obj.ndim}")
+        return struct.pack(">HH", len(obj), 0) + obj.astype(">f4").tobytes()
 
 
 def _shown(url: URL) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import text
 
 from abo_pipeline.store.database import transaction
-from abo_pipeline.store.nearest import Ask, Way, set_effort, statement_of, way_of
+from abo_pipeline.store.nearest import Ask, Way, searching, statement_of, way_of
 from abo_pipeline.store.spaces import EmbeddingSpace
 from abo_pipeline.store.strategies import EXACT
 
@@ -42,8 +42,7 @@ def plan_of(space: EmbeddingSpace, ask: Ask) -> str:
     """Postgres's plan of a search, as people read it; the search is not run."""
     way = way_of(space, ask)
     statement, values = statement_of(space, ask, way)
-    with transaction(space.engine) as connection:
-        set_effort(connection, ask, way)
+    with searching(space, ask, way) as connection:
         plan = connection.execute(text(f"EXPLAIN {statement.text}"), values)
         return "\n".join(line for (line,) in plan)
 
@@ -52,8 +51,7 @@ def explain(space: EmbeddingSpace, ask: Ask) -> Explanation:
     """Run a search under the eyes of Postgres."""
     way = way_of(space, ask)
     statement, values = statement_of(space, ask, way)
-    with transaction(space.engine) as connection:
-        set_effort(connection, ask, way)
+    with searching(space, ask, way) as connection:
         found = connection.execute(text(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement.text}"), values).scalar_one()[0]
     nodes = list(_nodes(found["Plan"]))
     scan = next((node for node in nodes if _scans(node, space, way)), nodes[0])

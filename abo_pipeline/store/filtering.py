@@ -5,25 +5,31 @@ What may be asked is said in ``abo_pipeline.filters``; which of the forms a sear
 
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import Engine, text
 
 from abo_pipeline.filters import Filters
 from abo_pipeline.store.database import transaction
+from abo_pipeline.store.letters import letters
 from abo_pipeline.store.spaces import EmbeddingSpace
 
 SAMPLE = 1_000
 """Images whose matches are counted for an estimate. The first by sample key are a fair sample of all."""
 
-_VALUES = "ARRAY(SELECT lower(value) FROM unnest(CAST(:filter_{name} AS text[])) value)"
+_WORDS = (
+    "string_to_array(btrim(regexp_replace("
+    "lower(coalesce({text}, '') COLLATE {letters}), '[^[:alnum:]]+', ' ', 'g')), ' ')"
+)
+_VALUES = "ARRAY(SELECT lower(value COLLATE {letters}) FROM unnest(CAST(:filter_{name} AS text[])) value)"
 _ANY_OF = {
-    name: f"lower(p.{name}) = ANY ({_VALUES.format(name=name)})"
+    name: f"lower(p.{name} COLLATE {{letters}}) = ANY ({_VALUES.replace('{name}', name)})"
     for name in ("product_type", "color", "brand", "country")
 }
 _CONDITIONS = _ANY_OF | {
     "keyword": "EXISTS (SELECT FROM unnest(p.keywords) word "
-    f"WHERE lower(word) = ANY ({_VALUES.format(name='keyword')}))",
-    # No stemming and no stop words: titles come in many languages.
-    "title": "to_tsvector('simple', coalesce(p.title, '')) @@ plainto_tsquery('simple', :filter_title)",
+    f"WHERE lower(word COLLATE {{letters}}) = ANY ({_VALUES.replace('{name}', 'keyword')}))",
+    # Not by Postgres's text search: it takes black/white for the name of a file, and all but ASCII for letters in a
+    # database of locale C. What is asked is made words of once, in a query of its own.
+    "title": f"{_WORDS.replace('{text}', 'p.title')} @> (SELECT {_WORDS.replace('{text}', ':filter_title')})",
     "min_width": "i.width >= :filter_min_width",
     "max_width": "i.width <= :filter_max_width",
     "min_height": "i.height >= :filter_min_height",
@@ -39,7 +45,7 @@ def parameters(filters: Filters) -> dict[str, Any]:
     return {f"filter_{name}": value for name, value in asked.items()}
 
 
-def row_condition(filters: Filters) -> str:
+def row_condition(filters: Filters, engine: Engine) -> str:
     """Whether the image of a row ``e`` of an embeddings table matches.
 
     A scalar subquery, because the planner takes it for what it is, a condition to be asked of each row as it comes from
@@ -47,22 +53,27 @@ def row_condition(filters: Filters) -> str:
     """
     if not filters:
         return "true"
-    product = f"(SELECT true {_shown_products('e.image_id', filters)} LIMIT 1)" if filters.on_products else "true"
-    return (
-        f"coalesce((SELECT true FROM images i WHERE i.image_id = e.image_id AND {_on_sides(filters)} "
-        f"AND {product} LIMIT 1), false)"
-    )
-
-
-def matching_images(filters: Filters) -> str:
-    """A condition on a row ``i`` of images, in the form that suits looking at all that match."""
-    products = (
-        "i.image_id IN (SELECT x.image_id FROM products p JOIN product_images x USING (item_id, domain_name) "
-        f"WHERE {_on_products(filters)})"
+    product = (
+        "(SELECT true FROM product_images x JOIN products p USING (item_id, domain_name) "
+        f"WHERE x.image_id = e.image_id AND {_conditions(filters, 'p.', engine)} LIMIT 1)"
         if filters.on_products
         else "true"
     )
-    return f"{_on_sides(filters)} AND {products}"
+    return (
+        "coalesce((SELECT true FROM images i WHERE i.image_id = e.image_id "
+        f"AND {_conditions(filters, 'i.', engine)} AND {product} LIMIT 1), false)"
+    )
+
+
+def matching_images(filters: Filters, engine: Engine) -> str:
+    """A condition on a row ``i`` of images, in the form that suits looking at all that match."""
+    products = (
+        "i.image_id IN (SELECT x.image_id FROM products p JOIN product_images x USING (item_id, domain_name) "
+        f"WHERE {_conditions(filters, 'p.', engine)})"
+        if filters.on_products
+        else "true"
+    )
+    return f"{_conditions(filters, 'i.', engine)} AND {products}"
 
 
 def estimated_share(space: EmbeddingSpace, cutoff: int, filters: Filters) -> float:
@@ -71,7 +82,7 @@ def estimated_share(space: EmbeddingSpace, cutoff: int, filters: Filters) -> flo
         return 1.0
     counted = text(
         f"""
-        SELECT coalesce(avg(CASE WHEN {row_condition(filters)} THEN 1.0 ELSE 0.0 END), 0)
+        SELECT coalesce(avg(CASE WHEN {row_condition(filters, space.engine)} THEN 1.0 ELSE 0.0 END), 0)
         FROM (SELECT image_id FROM {space.table.name} WHERE sample_key <= {cutoff} ORDER BY sample_key LIMIT {SAMPLE}) e
         """
     )
@@ -79,21 +90,7 @@ def estimated_share(space: EmbeddingSpace, cutoff: int, filters: Filters) -> flo
         return float(connection.execute(counted, parameters(filters)).scalar_one())
 
 
-def _shown_products(image_id: str, filters: Filters) -> str:
-    return (
-        "FROM product_images x JOIN products p USING (item_id, domain_name) "
-        f"WHERE x.image_id = {image_id} AND {_on_products(filters)}"
-    )
-
-
-def _on_products(filters: Filters) -> str:
-    return _all_of(filters, "p.")
-
-
-def _on_sides(filters: Filters) -> str:
-    return _all_of(filters, "i.")
-
-
-def _all_of(filters: Filters, table: str) -> str:
+def _conditions(filters: Filters, table: str, engine: Engine) -> str:
+    """Those conditions that are about a table, by its alias."""
     asked = [_CONDITIONS[name] for name in filters.as_json() if table in _CONDITIONS[name]]
-    return " AND ".join(asked) or "true"
+    return " AND ".join(asked).replace("{letters}", letters(engine)) if asked else "true"

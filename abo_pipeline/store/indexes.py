@@ -7,6 +7,7 @@ fill, share an index; a size of few rows has none, because comparing with all of
 are is in ``strategies``.
 """
 
+import math
 import os
 import threading
 import time
@@ -16,15 +17,15 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 import psutil
-from sqlalchemy import Connection, delete, func, literal, null, text
+from sqlalchemy import Connection, Engine, delete, func, literal, null, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 
 from abo_pipeline.errors import StoreError
-from abo_pipeline.store.database import translated
+from abo_pipeline.store.database import ensure_vectorscale, transaction, translated
 from abo_pipeline.store.schema import Background, SizeIndex
 from abo_pipeline.store.spaces import EmbeddingSpace
-from abo_pipeline.store.strategies import EXACT, HNSW, METHODS, STRATEGIES, Strategy
+from abo_pipeline.store.strategies import DISKANN, EXACT, HNSW, METHODS, STRATEGIES, Strategy, membership
 
 _POLL_SECONDS = 1.0
 _LOCK_NAMESPACE = 0x41424F
@@ -91,7 +92,7 @@ def build_index(
     started = time.monotonic()
     with _maintenance(space) as connection:
         rows = space.vectors(cutoff)
-        chosen, reason = _choose(connection, strategy, rows, exact_below)
+        chosen, reason = _choose(space.engine, connection, strategy, rows, exact_below)
         if reason:
             progress(f"size {size:,}: {reason}")
         name, built = None, False
@@ -138,13 +139,19 @@ def installed_extensions(connection: Connection) -> dict[str, str]:
     return {row.extname: row.extversion for row in connection.execute(found, {"wanted": sorted(wanted)})}
 
 
-def _choose(connection: Connection, wanted: str, rows: int, exact_below: int) -> tuple[Strategy | None, str]:
+def _choose(
+    engine: Engine, connection: Connection, wanted: str, rows: int, exact_below: int
+) -> tuple[Strategy | None, str]:
     """The strategy for so many rows, None for an exact scan; and why, if it is not the one that is wanted."""
     if wanted == EXACT:
         return None, ""
     if rows < exact_below:
         return None, f"searched exactly, which is quicker below {exact_below:,} vectors (ABO_EXACT_BELOW)"
     strategy = STRATEGIES[wanted]
+    if wanted == DISKANN:
+        # Not on this connection, which has no transactions.
+        with transaction(engine) as other:
+            ensure_vectorscale(other)
     if strategy.extension not in installed_extensions(connection):
         reason = f"hnsw instead of {wanted}, because this database has no extension {strategy.extension}"
         return STRATEGIES[HNSW], reason
@@ -158,11 +165,23 @@ def _index_name(strategy: Strategy, space: EmbeddingSpace, cutoff: int, rows: in
 
 
 @contextmanager
-def _maintenance(space: EmbeddingSpace) -> Iterator[Connection]:
+def without_index_work(space: EmbeddingSpace, patience_s: float) -> Iterator[None]:
+    """Keep everybody else from building or dropping the space's indexes in the block.
+
+    Raises:
+        StoreError: somebody is at it, and still is after so many seconds.
+    """
+    with _maintenance(space, patience_s):
+        yield
+
+
+@contextmanager
+def _maintenance(space: EmbeddingSpace, patience_s: float = math.inf) -> Iterator[Connection]:
     """A connection for index work: without a transaction round it, and the only one for this space.
 
     It is nobody else's before or after: settings, and the lock if the work is cut short, end with its session.
     """
+    deadline = time.monotonic() + patience_s
     with translated(space.engine), space.engine.connect() as connection:
         connection = connection.execution_options(isolation_level="AUTOCOMMIT")
         connection.detach()
@@ -170,6 +189,10 @@ def _maintenance(space: EmbeddingSpace) -> Iterator[Connection]:
         # Asked for again and again: a session that waits inside pg_advisory_lock holds a snapshot, and a concurrent
         # build in the session that has the lock would wait for that snapshot for ever.
         while not connection.scalar(text("SELECT pg_try_advisory_lock(:namespace, hashtext(:space))"), lock):
+            if time.monotonic() >= deadline:
+                raise StoreError(
+                    f"An index of space {space.name} is being built or dropped. Try again when that is done."
+                )
             time.sleep(_POLL_SECONDS)
         yield connection
         connection.execute(text("SELECT pg_advisory_unlock(:namespace, hashtext(:space))"), lock)
@@ -195,7 +218,7 @@ def _build(
         f"REINDEX INDEX CONCURRENTLY {_qualified(connection, name)}"
         if in_place
         else f"CREATE INDEX CONCURRENTLY {name} ON {space.table.name} "
-        f"{strategy.definition(rows, space.dimension)} WHERE sample_key <= {cutoff}"
+        f"{strategy.definition(rows, space.dimension)} WHERE {membership(cutoff)}"
     )
     try:
         with watched(connection, space, progress):

@@ -22,7 +22,7 @@ from abo_pipeline.errors import StoreError
 from abo_pipeline.sampling import LAST_KEY
 from abo_pipeline.store.database import ensure_vectorscale, transaction, translated
 from abo_pipeline.store.indexes import Progress, installed_extensions, provide_means, watched
-from abo_pipeline.store.nearest import Ask, Scope, Way, set_effort
+from abo_pipeline.store.nearest import Ask, Scope, Way, searching
 from abo_pipeline.store.spaces import EmbeddingSpace
 from abo_pipeline.store.strategies import DISKANN, Strategy
 
@@ -223,8 +223,7 @@ class Scratch:
         }
         if strategy:
             values["candidates"] = strategy.candidates(k, effort)
-        with transaction(self._space.engine) as connection:
-            set_effort(connection, Ask(vector, k, _EVERYTHING), Way(strategy, "", effort))
+        with searching(self._space, Ask(vector, k, _EVERYTHING), Way(strategy, "", effort)) as connection:
             return list(connection.scalars(text(self._statement(strategy)), values))
 
     @property

@@ -7,28 +7,30 @@ comparing with those few. How a query vector comes about, and what a hit looks l
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection, TextClause, select, text
 
-from abo_pipeline.filters import Filters
+from abo_pipeline.errors import StoreError
+from abo_pipeline.filters import NO_FILTER, Filters
 from abo_pipeline.sampling import LAST_KEY
-from abo_pipeline.store.database import transaction
+from abo_pipeline.store.analytics import DESCRIBED_BY
+from abo_pipeline.store.database import is_gone, transaction, tuned
 from abo_pipeline.store.filtering import estimated_share, matching_images, parameters, row_condition
 from abo_pipeline.store.schema import Image, SizeIndex
 from abo_pipeline.store.spaces import EmbeddingSpace
-from abo_pipeline.store.strategies import EXACT, MAX_EF_SEARCH, STRATEGIES, Strategy
+from abo_pipeline.store.strategies import EXACT, MAX_EF_SEARCH, STRATEGIES, Strategy, membership
 
 MOST_BY_INDEX = MAX_EF_SEARCH
 """A larger k is answered exactly."""
 
 FEW_MATCHES = 10_000
 """Images that pass a filter, up to which they are all compared: that takes about 15 ms, and leaves nothing out."""
-
-NO_FILTER = Filters()
 
 
 @dataclass(frozen=True)
@@ -174,9 +176,9 @@ def nearest(
     return _exactly(space, ask)
 
 
-def neighbours(
+def neighbour_chunks(
     space: EmbeddingSpace, vector: NDArray[np.float32], chunk: int, scope: Scope, **options: Any
-) -> Iterator[Neighbour]:
+) -> Iterator[list[Neighbour]]:
     """All images of a scope in the order of their similarity, fetched ``chunk`` at a time as they are asked for.
 
     Each chunk goes on behind the last image of the one before, so that none comes twice and the order holds whatever
@@ -193,10 +195,17 @@ def neighbours(
     after = None
     while True:
         found = nearest(space, vector, chunk, scope, after=after, **options)
-        yield from found
+        yield found
         if len(found) < chunk:
             return
         after = (found[-1].distance, found[-1].image_id)
+
+
+def neighbours(
+    space: EmbeddingSpace, vector: NDArray[np.float32], chunk: int, scope: Scope, **options: Any
+) -> Iterator[Neighbour]:
+    """What ``neighbour_chunks`` gives, one by one."""
+    return chain.from_iterable(neighbour_chunks(space, vector, chunk, scope, **options))
 
 
 def by_index(
@@ -214,7 +223,7 @@ def by_index(
     """
     ask = Ask(vector, k, scope, exclude, effort=effort)
     way = Way(STRATEGIES[scope.strategy], "", _effort(ask))
-    return _fetch(space, ask, way)[0]
+    return [_neighbour(row) for row in _fetch(space, ask, way)[:k]]
 
 
 def way_of(space: EmbeddingSpace, ask: Ask) -> Way:
@@ -249,18 +258,13 @@ def statement_of(space: EmbeddingSpace, ask: Ask, way: Way) -> tuple[TextClause,
     return _indexed(space, ask, way.strategy), values | {"candidates": way.strategy.candidates(ask.k, way.effort)}
 
 
-def set_effort(connection: Connection, ask: Ask, way: Way) -> None:
-    """Settings of this transaction, which would do nothing outside one; none for an exact scan."""
-    if way.strategy is None:
-        return
-    settings = {
-        **way.strategy.settings(ask.k, way.effort, way.visited),
-        # On a small table the planner would rather sort all rows than trust an index.
-        "enable_sort": "off",
-        "enable_seqscan": "off",
-    }
-    calls = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in settings.items())
-    connection.execute(text(f"SELECT {calls}"))
+def searching(space: EmbeddingSpace, ask: Ask, way: Way) -> AbstractContextManager[Connection]:
+    """A connection as a search needs it."""
+    # On a small table the planner would rather sort all rows than trust an index.
+    settings = dict.fromkeys(("enable_sort", "enable_seqscan"), "off" if way.strategy else "on")
+    if way.strategy:
+        settings |= way.strategy.settings(ask.k, way.effort, way.visited)
+    return tuned(space.engine, settings)
 
 
 def stored_vector(space: EmbeddingSpace, image_id: str) -> NDArray[np.float32] | None:
@@ -292,28 +296,38 @@ def _effort(ask: Ask) -> int:
 def _by_index(space: EmbeddingSpace, ask: Ask, way: Way) -> list[Neighbour] | None:
     """The answer by the index, or None if it is not to be relied on.
 
-    It is short; or its last hit is as far as the farthest candidate, so that of several equals any may have been seen.
+    It is short; the index had no more to give, and does not know whether it passed over some; or the answer ends among
+    equals of which the index may not have given all.
     """
-    found, farthest = _fetch(space, ask, way)
-    if len(found) < ask.k or found[-1].distance >= farthest:
+    rows = _fetch(space, ask, way)
+    hits, following = rows[: ask.k], rows[ask.k :]
+    if not following or following[0].farthest is None:
         return None
-    return found
+    among_equals = following[0].distance == hits[-1].distance
+    if among_equals and hits[-1].reach >= following[0].farthest:
+        return None
+    return [_neighbour(row) for row in hits]
 
 
 def _exactly(space: EmbeddingSpace, ask: Ask) -> list[Neighbour]:
-    return _fetch(space, replace(ask, effort=None), Way(None, ""))[0]
+    return [_neighbour(row) for row in _fetch(space, replace(ask, effort=None), Way(None, ""))]
 
 
-def _fetch(space: EmbeddingSpace, ask: Ask, way: Way) -> tuple[list[Neighbour], float]:
-    """Hits, and the distance of the farthest candidate that they were chosen from; infinite if that was everything."""
+def _fetch(space: EmbeddingSpace, ask: Ask, way: Way) -> Sequence[Any]:
+    """The rows of an answer; by an index, also the row that would be the next hit, if one was seen."""
+    try:
+        return _rows(space, ask, way)
+    except StoreError as error:
+        if not is_gone(error):
+            raise
+        # The server was started anew since the last search. Reading once more does no harm.
+        return _rows(space, ask, way)
+
+
+def _rows(space: EmbeddingSpace, ask: Ask, way: Way) -> Sequence[Any]:
     statement, values = statement_of(space, ask, way)
-    # Each answer in a transaction of its own: an exact one is not to have the settings that keep the planner to an
-    # index.
-    with transaction(space.engine) as connection:
-        set_effort(connection, ask, way)
-        rows = connection.execute(statement, values).all()
-    farthest = next((row.farthest for row in rows), None)
-    return [_neighbour(row) for row in rows], float("inf") if farthest is None else farthest
+    with searching(space, ask, way) as connection:
+        return connection.execute(statement, values).all()
 
 
 def _neighbour(row: Any) -> Neighbour:
@@ -322,26 +336,24 @@ def _neighbour(row: Any) -> Neighbour:
 
 
 def _indexed(space: EmbeddingSpace, ask: Ask, strategy: Strategy) -> TextClause:
-    """By the partial index, then by exact distance.
-
-    The cutoff is a literal: as a parameter it would be lost to the planner once the statement has a generic plan, and
-    the partial index with it.
-    """
-    # Without the limit there is nothing that was not seen, and so no candidate that may have unseen equals.
+    """By the partial index, then by exact distance."""
+    # A reach is how far the index takes an image to be; that of the farthest candidate is null if there were no more.
+    # Images that left the catalogue go before the limit, so that they take nobody's place.
     return text(
         f"""
         WITH candidates AS MATERIALIZED (
-            SELECT image_id, embedding FROM {space.table.name} e
-            WHERE sample_key <= {ask.scope.cutoff} AND image_id <> ALL (CAST(:exclude AS text[]))
-            AND {_BEHIND if ask.after else "true"} AND {row_condition(ask.filters)}
+            SELECT image_id, embedding, {strategy.reach(space.dimension)} AS reach FROM {space.table.name} e
+            WHERE {membership(ask.scope.cutoff)} AND image_id <> ALL (CAST(:exclude AS text[]))
+            AND {_BEHIND if ask.after else "true"} AND {row_condition(ask.filters, space.engine)}
             ORDER BY {strategy.ordering(space.dimension)}
             LIMIT :candidates
         ), measured AS MATERIALIZED (
-            SELECT image_id, embedding, embedding <=> CAST(:query AS vector) AS distance FROM candidates
+            SELECT image_id, embedding, embedding <=> CAST(:query AS vector) AS distance, reach FROM candidates
         ), hits AS MATERIALIZED (
-            SELECT image_id, {_shown_vector(ask)}, distance,
-                   (SELECT CASE WHEN count(*) = :candidates THEN max(distance) END FROM measured) AS farthest
-            FROM measured ORDER BY distance, image_id LIMIT :k
+            SELECT image_id, path, digest, {_shown_vector(ask)}, distance, reach,
+                   (SELECT CASE WHEN count(*) = :candidates THEN max(reach) END FROM measured) AS farthest
+            FROM (SELECT * FROM measured ORDER BY distance, image_id) ordered JOIN images USING (image_id)
+            ORDER BY distance, image_id LIMIT CAST(:k AS bigint) + 1
         )
         {_DESCRIBED}
         """
@@ -353,11 +365,11 @@ def _exact(space: EmbeddingSpace, ask: Ask) -> TextClause:
     return text(
         f"""
         WITH hits AS MATERIALIZED (
-            SELECT i.image_id, {_shown_vector(ask)}, (embedding <=> CAST(:query AS vector)) + 0 AS distance,
-                   CAST(NULL AS double precision) AS farthest
+            SELECT i.image_id, path, i.digest, {_shown_vector(ask)},
+                   (embedding <=> CAST(:query AS vector)) + 0 AS distance, NULL AS reach, NULL AS farthest
             FROM {space.table.name} e JOIN images i USING (image_id)
             WHERE e.sample_key <= {ask.scope.cutoff} AND i.image_id <> ALL (CAST(:exclude AS text[]))
-            AND {_BEHIND if ask.after else "true"} AND {matching_images(ask.filters)}
+            AND {_BEHIND if ask.after else "true"} AND {matching_images(ask.filters, space.engine)}
             ORDER BY distance, i.image_id LIMIT :k
         )
         {_DESCRIBED}
@@ -374,20 +386,14 @@ def _shown_vector(ask: Ask) -> str:
     return "embedding" if ask.with_vectors else "CAST(NULL AS vector) AS embedding"
 
 
-_DESCRIBED = """
-        SELECT h.image_id, i.path, 1 - h.distance AS similarity,
-               p.item_id, p.title, p.product_type, p.color, p.brand, i.digest, h.distance, h.embedding, h.farthest
+_DESCRIBED = f"""
+        SELECT h.image_id, h.path, 1 - h.distance AS similarity,
+               p.item_id, p.title, p.product_type, p.color, p.brand, h.digest, h.distance, h.embedding,
+               h.reach, h.farthest
         FROM hits h
-        JOIN images i USING (image_id)
-        LEFT JOIN LATERAL (
-            SELECT item_id, domain_name FROM product_images
-            WHERE product_images.image_id = h.image_id ORDER BY position, item_id, domain_name LIMIT 1
-        ) shows ON true
-        LEFT JOIN products p USING (item_id, domain_name)
+        {DESCRIBED_BY}
         ORDER BY h.distance, h.image_id
 """
-"""A picture may be listed for thousands of products: it is described by one for which it is the main image, if any,
-and among those by the first."""
 
 
 def stored_with_digest(space: EmbeddingSpace, digest: str) -> list[str]:

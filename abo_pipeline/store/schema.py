@@ -12,10 +12,13 @@ from typing import Any
 from pgvector.sqlalchemy import Vector
 from sqlalchemy import (
     BigInteger,
+    Boolean,
+    CheckConstraint,
     Column,
     Connection,
     DateTime,
     Double,
+    ForeignKey,
     Index,
     Integer,
     MetaData,
@@ -26,6 +29,7 @@ from sqlalchemy import (
     inspect,
     select,
     text,
+    true,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -42,7 +46,7 @@ class Image(Base):
     """A kept image of the catalogue."""
 
     __tablename__ = "images"
-    __table_args__ = (Index("images_by_sample_key", "sample_key"),)
+    __table_args__ = (Index("images_by_sample_key", "sample_key"), Index("images_by_digest", "digest"))
 
     image_id: Mapped[str] = mapped_column(Text, primary_key=True)
     path: Mapped[str] = mapped_column(Text)
@@ -95,6 +99,22 @@ class Space(Base):
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
     changed_at: Mapped[datetime] = mapped_column(
         DateTime(timezone=True), server_default=func.now(), comment="when its vectors or failures last changed"
+    )
+
+
+class SearchDefault(Base):
+    """The space that searches use if none is named: one row, as soon as there is a space.
+
+    The keys keep it from naming a space that is gone, also while one is dropped and chosen at the same time.
+    """
+
+    __tablename__ = "search_default"
+    __table_args__ = (CheckConstraint("one", name="search_default_is_one"),)
+
+    one: Mapped[bool] = mapped_column(Boolean, primary_key=True, server_default=true(), comment="there is no other row")
+    space: Mapped[str] = mapped_column(ForeignKey("spaces.name"))
+    previous: Mapped[str | None] = mapped_column(
+        ForeignKey("spaces.name", ondelete="SET NULL"), comment="what switching back goes back to"
     )
 
 
@@ -212,9 +232,27 @@ def _add_what_is_measured(connection: Connection) -> None:
         )
     )
     connection.execute(text("CREATE INDEX product_images_by_product ON product_images (item_id, domain_name)"))
+    connection.execute(text("CREATE INDEX images_by_digest ON images (digest)"))
 
 
-STEPS: tuple[Callable[[Connection], None], ...] = (_add_what_watches, _add_what_is_measured)
+def _add_search_default(connection: Connection) -> None:
+    connection.execute(
+        text(
+            "CREATE TABLE search_default (one boolean PRIMARY KEY DEFAULT true "
+            "CONSTRAINT search_default_is_one CHECK (one), space text NOT NULL REFERENCES spaces, "
+            "previous text REFERENCES spaces ON DELETE SET NULL)"
+        )
+    )
+    # Until now searches used what the last run had used, of which this is the trace.
+    connection.execute(
+        text(
+            "INSERT INTO search_default (space) "
+            "SELECT name FROM spaces ORDER BY changed_at DESC, created_at DESC, name LIMIT 1"
+        )
+    )
+
+
+STEPS: tuple[Callable[[Connection], None], ...] = (_add_what_watches, _add_what_is_measured, _add_search_default)
 """The schema's history: the n-th step makes version n + 1 of version n. A fresh schema is made by the models above, at
 the newest version. Add to the end; never change a step that is out, and give it tables as they were then."""
 

@@ -63,6 +63,11 @@ class Strategy:
         expression, query = (part.format(dimension=dimension) for part in (self._expression, self._query))
         return f"{expression} {self._operator} {query}"
 
+    def reach(self, dimension: int) -> str:
+        """How far the index takes a row to be, as far as Postgres can tell; one number for all where it cannot."""
+        # It goes by bits that only the index has.
+        return "0" if self.name == DISKANN else self.ordering(dimension)
+
     def efforts(self, rows: int) -> tuple[int, ...]:
         """Efforts worth trying, ascending, for an index over so many rows."""
         return self._ladder(rows)
@@ -110,15 +115,6 @@ def _hnsw_settings(effort: int, candidates: int) -> dict[str, str]:
     return {"hnsw.ef_search": str(min(max(effort, candidates), MAX_EF_SEARCH))}
 
 
-def _reranked_ladder(rows: int) -> tuple[int, ...]:
-    return tuple(effort for effort in (100, 200, 400, 800, 1600, 3200, 6400, 12_800) if effort < 2 * max(rows, 100))
-
-
-def _all_reranked(k: int, effort: int) -> int:
-    """For an index that says little: the effort is how many are re-ranked."""
-    return max(effort, _reranked(k, effort))
-
-
 def _lists(rows: int) -> int:
     """As pgvector's documentation advises: a thousandth of the rows, and their root above a million.
 
@@ -131,6 +127,15 @@ def _lists(rows: int) -> int:
 def _probes(rows: int) -> tuple[int, ...]:
     lists = _lists(rows)
     return (*(2**power for power in range(lists.bit_length()) if 2**power < lists), lists)
+
+
+def _reranks(rows: int) -> tuple[int, ...]:
+    """A bit or two a dimension say little: the effort is how many rows are re-ranked."""
+    return tuple(effort for effort in (100, 200, 400, 800, 1600, 3200, 6400, 12_800) if effort < 2 * max(rows, 100))
+
+
+def _many_reranked(k: int, effort: int) -> int:
+    return max(effort, _reranked(k, effort))
 
 
 _STRATEGIES = (
@@ -190,27 +195,25 @@ _STRATEGIES = (
         _operator="<~>",
         _query="CAST(binary_quantize(CAST(:query AS vector)) AS bit({dimension}))",
         _parameters=_hnsw_parameters,
-        _ladder=_reranked_ladder,
+        _ladder=_reranks,
         _settings=_hnsw_settings,
-        _candidates=_all_reranked,
+        _candidates=_many_reranked,
     ),
     Strategy(
         name=DISKANN,
         method="diskann",
         extension="vectorscale",
-        words="StreamingDiskANN over two bits a dimension, re-scored",
-        default_effort=400,
+        words="StreamingDiskANN over two bits a dimension, re-ranked exactly",
+        default_effort=800,
         _expression="embedding",
         _operator_class="vector_cosine_ops",
         _operator="<=>",
         _query="CAST(:query AS vector)",
         _parameters=lambda _: {"num_neighbors": 50, "search_list_size": 100},
-        _ladder=lambda _: (50, 100, 200, 400, 600, 800, 1000),
-        _settings=lambda rescore, candidates: {
-            "diskann.query_rescore": str(min(max(rescore, candidates), 1000)),
-            "diskann.query_search_list_size": str(min(max(rescore, candidates, 100), 1000)),
-        },
-        _candidates=_reranked,
+        _ladder=_reranks,
+        # Its own re-scoring ends at 1,000 rows and costs what ours does; a longer search list brought nothing.
+        _settings=lambda _, __: {"diskann.query_rescore": "0", "diskann.query_search_list_size": "100"},
+        _candidates=_many_reranked,
     ),
 )
 
@@ -232,11 +235,22 @@ PROJECTED = Strategy(
     _operator="<->",
     _query="CAST(CAST(:query AS vector) AS halfvec({dimension}))",
     _parameters=_hnsw_parameters,
-    _ladder=_reranked_ladder,
+    _ladder=_reranks,
     _settings=_hnsw_settings,
-    _candidates=_all_reranked,
+    _candidates=_many_reranked,
 )
 """For tables that hold projected vectors as half precision, as the storage ladder's do; no size is indexed so."""
 
 METHODS = tuple(sorted({strategy.method for strategy in _STRATEGIES}))
 """Access methods of vector indexes: what of a table's indexes is ours to drop."""
+
+
+def membership(cutoff: int) -> str:
+    """The WHERE of a size's partial index, and of a query that is to be answered by it.
+
+    The cutoff is a literal: as a parameter it would be lost to the planner once the statement has a generic plan, and
+    the partial index with it. Its second half, which holds for every key, is what tells sizes apart: by the first
+    alone a larger size's index would do as well, and the planner takes it where it thinks that cheaper, as of two
+    ``ivfflat`` with other numbers of lists.
+    """
+    return f"sample_key <= {cutoff} AND sample_key <> -1 - {cutoff}"

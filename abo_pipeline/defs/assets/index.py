@@ -7,6 +7,7 @@ import polars as pl
 from pydantic import Field
 
 from abo_pipeline.defs.conditions import follow_condition
+from abo_pipeline.defs.history import made_for
 from abo_pipeline.defs.metadata import picture, table
 from abo_pipeline.defs.resources import Progress, StoreResource
 from abo_pipeline.encoder import Encoder
@@ -89,6 +90,7 @@ def embedding_index(
         measures = {found.size: found for found in measure_sizes(space, encoder, settings, progress.building)}
     return dg.MaterializeResult(
         metadata={
+            **made_for(settings),
             "indexes": table([_row(status, measures.get(status.size)) for status in statuses]),
             "built": sum(status.built for status in statuses),
             "bytes": sum(status.bytes for status in statuses),
