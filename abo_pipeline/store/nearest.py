@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection, TextClause, select, text
+from sqlalchemy.exc import DBAPIError
 
-from abo_pipeline.errors import StoreError
+from abo_pipeline.errors import DamagedIndexError, StoreError
 from abo_pipeline.filters import NO_FILTER, Filters
 from abo_pipeline.sampling import LAST_KEY
 from abo_pipeline.store.analytics import DESCRIBED_BY
-from abo_pipeline.store.database import is_gone, transaction, tuned
+from abo_pipeline.store.database import damage, is_gone, transaction, tuned
 from abo_pipeline.store.filtering import estimated_share, matching_images, parameters, row_condition
 from abo_pipeline.store.schema import Image, SizeIndex
 from abo_pipeline.store.spaces import EmbeddingSpace
@@ -260,7 +261,12 @@ def statement_of(space: EmbeddingSpace, ask: Ask, way: Way) -> tuple[TextClause,
 
 @contextmanager
 def searching(space: EmbeddingSpace, ask: Ask, way: Way) -> Iterator[Connection]:
-    """A connection as a search needs it: an exact one without the settings that keep the planner to an index."""
+    """A connection as a search needs it: an exact one without the settings that keep the planner to an index.
+
+    Raises:
+        DamagedIndexError: the search goes by an index, and that cannot be read.
+        StoreError: the server does not answer, or goes away in the middle.
+    """
     if way.strategy is None:
         with transaction(space.engine) as connection:
             yield connection
@@ -271,8 +277,13 @@ def searching(space: EmbeddingSpace, ask: Ask, way: Way) -> Iterator[Connection]
         "enable_sort": "off",
         "enable_seqscan": "off",
     }
-    with tuned(space.engine, settings) as connection:
-        yield connection
+    try:
+        with tuned(space.engine, settings) as connection:
+            yield connection
+    except (DBAPIError, StoreError) as error:
+        if (said := damage(error)) is None:
+            raise
+        raise DamagedIndexError(f"Index {ask.scope.index_name}", said) from error
 
 
 def stored_vector(space: EmbeddingSpace, image_id: str) -> NDArray[np.float32] | None:
@@ -349,7 +360,7 @@ def _indexed(space: EmbeddingSpace, ask: Ask, strategy: Strategy) -> TextClause:
     The cutoff is a literal: as a parameter it would be lost to the planner once the statement has a generic plan, and
     the partial index with it.
     """
-    # A reach is how far the index takes an image to be; that of the farthest candidate is null if the index had no more.
+    # A reach is how far the index takes an image to be; the farthest is null if it had fewer candidates to give.
     # Images that left the catalogue go before the limit, so that they take nobody's place.
     return text(
         f"""
