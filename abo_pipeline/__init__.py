@@ -11,11 +11,13 @@ The flow, in reading order; each module is one stage and says what stays out of 
    ``encoder``    pixels and texts → unit vectors
    ``embedding``  one partition: what is missing → vectors and failures
 4. ``store``      Postgres: tables, writes, vector indexes, nearest neighbours
-5. ``queries``    a text, a picture, a stored image or a mix of them, as plain values
-   ``web_pictures``  a picture's URL → its bytes, from public addresses alone
-   ``query_vectors``  such a query → a unit vector
-   ``search``     the vector → ``hits``
+   ``portable``   the vectors of a space as a file, for another machine
+   ``evaluation`` what the indexes find and what effort that takes; ``plots`` of it
+5. ``queries``    a text, a picture, a stored image or a mix of them, and ``filters``, as plain values
+   ``query_vectors``  such a query → a unit vector; a picture of a URL by ``web_pictures``
+   ``search``     the vector → ``hits``, pictures of one thing as one by ``folding``
 6. ``report``     hits of three sizes → a page, numbers, and ``grids`` of ``pictures``
+   ``ladder``     the ways to store and index vectors, measured; ``projection`` finds principal components
    ``golden``     hits of fixed queries, beside those of the index build before
 
 ``defs`` shows these to Dagster, ``cli`` and ``terminal`` to a person; neither holds logic of its own. ``runner`` runs

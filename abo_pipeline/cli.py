@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -299,6 +300,63 @@ def search(
         out.print(f"pictures: {escape(str(grid))}")
 
 
+@cli.command(name="export")
+@click.argument("file", type=click.Path(path_type=Path), metavar="FILE.parquet")
+@click.option("--space", metavar="NAME", help="Which embedding space. Default: that of the last run.")
+@click.option(
+    "--precision",
+    type=click.Choice(("float32", "float16")),
+    default="float32",
+    show_default=True,
+    help="float16 takes half the room, and rounds.",
+)
+def export_(file: Path, space: str | None, precision: str) -> None:
+    """Write an embedding space to a parquet FILE, for `abo import` on another machine."""
+    from abo_pipeline.errors import PortableError
+    from abo_pipeline.portable import export_space
+    from abo_pipeline.store import opened_store
+    from abo_pipeline.terminal import bar
+
+    settings = Settings.last(space=space)
+    with opened_store(settings) as store, bar("exporting", "vectors", err) as advance:
+        found = store.find_space(settings.space_name)
+        if found is None:
+            raise PortableError(f"Nothing has been embedded into space {settings.space_name} yet. Run `abo run` first.")
+        done = export_space(found, file, catalogue=settings.catalogue, precision=precision, progress=advance)
+    words = f"{done.rows:,} vectors of space {found.name}, {found.dimension} dimensions in {precision}"
+    out.print(f"[bold]exported[/]    {words}, {done.bytes / 1e6:,.1f} MB, in {done.seconds:.1f} s: {escape(str(file))}")
+
+
+@cli.command(name="import")
+@click.argument("file", type=click.Path(path_type=Path), metavar="FILE.parquet")
+@click.option("--space", metavar="NAME", help="Into which embedding space. Default: that of the last run.")
+@click.option(
+    "--check",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    metavar="N",
+    help="Embed so many of its images again before anything is accepted.",
+)
+def import_(file: Path, space: str | None, check: int) -> None:
+    """Take in the vectors of a parquet FILE that `abo export` wrote, so that they need not be embedded here."""
+    from abo_pipeline.encoder import encoder_from
+    from abo_pipeline.portable import import_space
+    from abo_pipeline.store import opened_store
+    from abo_pipeline.terminal import stage_bars
+
+    settings = Settings.last(space=space)
+    with opened_store(settings) as store, stage_bars("images", err) as advance:
+        done = import_space(file, store, encoder_from(settings), settings, check=check, progress=advance)
+    images = done.adopted
+    out.print(f"[bold]checked[/]     {done.checked:,} images embedded again here, least cosine {done.least_cosine:.5f}")
+    out.print(
+        f"[bold]imported[/]    accepted {images.accepted:,} of {done.rows:,} vectors into space {settings.space_name}, "
+        f"in {done.seconds:.1f} s; {images.unchanged:,} were there already, {images.unknown:,} are not in the "
+        f"catalogue, {images.other_bytes:,} have other bytes here"
+    )
+
+
 @cli.command()
 @click.option("--strategy", metavar="NAME", help="exact, hnsw, hnsw_float, ivfflat, bit or diskann.")
 @click.option("--size", "sizes", type=int, multiple=True, metavar="N", help="Only this size; may be repeated.")
@@ -351,6 +409,7 @@ def use(name: str) -> None:
         out.print(f"searches use {name} already")
     else:
         out.print(f"searches use {name} now" + (f", and used {before} before: `abo spaces back`" if before else ""))
+    _warn_of_the_variable(name)
 
 
 @spaces.command(cls=_Command)
@@ -359,7 +418,9 @@ def back() -> None:
     from abo_pipeline.store import opened_store
 
     with opened_store(Settings.last()) as store:
-        out.print(f"searches use {store.switch_back()} again")
+        now = store.switch_back()
+    out.print(f"searches use {now} again")
+    _warn_of_the_variable(now)
 
 
 @spaces.command(cls=_Command)
@@ -377,6 +438,28 @@ def drop(name: str, yes: bool) -> None:
             return
         store.drop_space(name)
     out.print(f"dropped {name}")
+
+
+@cli.command()
+@click.option("--size", type=int, metavar="N", help="Among so many images. Default: the largest size that is embedded.")
+@click.option("--rungs", metavar="NAME,NAME", help="Only these ways to store and index. Default: all.")
+@click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
+def ladder(size: int | None, rungs: str | None, as_json: bool) -> None:
+    """Measure the ways to store and index the vectors, and recommend one. Takes minutes."""
+    from abo_pipeline.runner import run_ladder
+    from abo_pipeline.terminal import TerminalProgress, ladder_rows
+
+    names = None if rungs is None else [name.strip() for name in rungs.split(",") if name.strip()]
+    with TerminalProgress(err if as_json else out, err) as progress:
+        found = run_ladder(Settings.last(), progress, size=size, rungs=names)
+    if as_json:
+        click.echo(json.dumps(found.as_json(), indent=1, ensure_ascii=False))
+        return
+    _print_numbers(*ladder_rows(found))
+    out.print("image, text: recall@10 of such queries at that effort; p50/p95: their milliseconds")
+    for name, reason in found.left_out.items():
+        out.print(escape(f"{name}: left out, because {reason}"))
+    out.print(f"\n{escape(found.advice.words)}")
 
 
 @cli.command()
@@ -462,18 +545,23 @@ def main() -> None:
         sys.exit(2)
     except AboError as error:
         if debug:
-            err.print_exception()
+            _print_origin(error)
         err.print(f"[red]error:[/] {escape(str(error))}")
         sys.exit(2)
     except Exception as error:  # noqa: BLE001 - the last resort
         # What nobody foresaw is a bug; a person at a terminal is told so in a sentence all the same.
         if debug:
-            err.print_exception()
+            _print_origin(error)
         first_line = next(iter(str(error).splitlines()), "")[:300]
         err.print(f"[red]error:[/] this is a bug: {escape(f'{type(error).__name__}: {first_line}')}. ", end="")
         err.print("The same command with --debug shows where; please report it.")
         sys.exit(2)
     sys.exit(code or 0)
+
+
+def _print_origin(error: Exception) -> None:
+    """The traceback; not by rich, which never ends where exceptions lead in a circle, as those from assets do."""
+    err.print("".join(traceback.format_exception(error)), end="", markup=False)
 
 
 def _sample(folder: Path) -> Sample:
@@ -513,6 +601,13 @@ def _run(
         if other := space_searched_instead(settings):
             name = settings.space_name
             progress.say("space", f"embedded into {name}, while searches use {other}. To switch: abo spaces use {name}")
+
+
+def _warn_of_the_variable(default: str) -> None:
+    """Say that searches from here use another space all the same."""
+    variable = Settings.read().space
+    if variable not in ("", default):
+        err.print(f"[yellow]note:[/] ABO_SPACE is set here, and goes before: to {variable}")
 
 
 def _may_go(space: SpaceSummary) -> bool:
@@ -590,6 +685,16 @@ def _print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for column in columns:
         is_number = column in _NUMBERS
         table.add_column(column, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    out.print(table)
+
+
+def _print_numbers(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table whose first column is words."""
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
+    for column in columns:
+        table.add_column(column, justify="right" if column != columns[0] else "left", no_wrap=True)
     for row in rows:
         table.add_row(*map(escape, row))
     out.print(table)

@@ -9,6 +9,7 @@ from abo_pipeline.defs.assets.archive import raw_archive
 from abo_pipeline.defs.assets.catalog import image_paths, listings
 from abo_pipeline.defs.assets.embeddings import image_embeddings_asset
 from abo_pipeline.defs.assets.index import embedding_index
+from abo_pipeline.defs.assets.ladder import storage_ladder
 from abo_pipeline.defs.assets.report import golden_queries, search_report_asset
 from abo_pipeline.defs.io_managers import ParquetIOManager
 from abo_pipeline.defs.jobs import JOBS
@@ -35,6 +36,7 @@ def build_definitions(settings: Settings | None = None, **resource_overrides: An
             embedding_index,
             golden_queries,
             search_report_asset(settings),
+            storage_ladder,
         ],
         asset_checks=[checks.filter_is_sound, *checks.partition_checks(settings), *checks.WHOLE_CHECKS],
         jobs=JOBS,

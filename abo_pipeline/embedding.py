@@ -7,7 +7,7 @@ vectors, and vectors rows is for ``decoding``, ``encoder`` and ``store``.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -195,7 +195,7 @@ def _embed_batch(
         stage = READ
         try:
             with _timed(tally, READ):
-                data = _read(archive, row, limits)
+                data = read_image(archive, row, limits)
             stage = DECODE
             with _timed(tally, DECODE):
                 pictures.append((row, decode(data, max_pixels=limits.max_pixels)))
@@ -216,8 +216,13 @@ def _embed_batch(
     tally.failed += len(failures)
 
 
-def _read(archive: Archive, row: dict[str, Any], limits: Limits) -> bytes:
+def read_image(archive: Archive, row: Mapping[str, Any], limits: Limits) -> bytes:
     """The image's bytes, and no others: an archive that was replaced may hold anything where this image was.
+
+    Args:
+        archive: where they are.
+        row: image_id, digest, and offset and size in the archive.
+        limits: on one image.
 
     Raises:
         ImageError: its file is over the limit.
@@ -234,7 +239,7 @@ def _read(archive: Archive, row: dict[str, Any], limits: Limits) -> bytes:
     return data
 
 
-def _not_the_image(archive: Archive, row: dict[str, Any]) -> ArchiveError:
+def _not_the_image(archive: Archive, row: Mapping[str, Any]) -> ArchiveError:
     where = f"where image {row['image_id']} was, it holds other bytes"
     same_place = (pl.col("offset") == row["offset"]) & (pl.col("digest") == row["digest"])
     if len(archive.index.filter(same_place)):

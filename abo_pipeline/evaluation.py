@@ -57,12 +57,14 @@ _THINGS = (
     "boots",
 )
 _UNRELATED = (
-    "thunder parliament algebra volcano orchestra treaty penguin tax glacier election sermon tornado chess galaxy "
-    "lawyer harvest surgery monsoon geometry referee comet dialect riot plankton inflation saxophone avalanche "
-    "monarchy bacteria satire eclipse verdict dolphin marathon census swamp telescope strike pilgrim fossil duel "
-    "asteroid opera famine cavalry syntax drought embassy kidney proverb tariff reef senate wasp anthem mortgage "
-    "tide philosophy jury goose canyon vaccine rumour desert ballet pension fog gravity siege choir jaguar"
+    "parliament algebra volcano treaty glacier election sermon tornado lawsuit surgery monsoon referee dialect riot "
+    "plankton inflation avalanche monarchy bacteria satire eclipse verdict census famine cavalry syntax drought "
+    "embassy kidney proverb tariff senate mortgage philosophy jury vaccine rumour gravity siege earthquake molecule "
+    "diplomacy heresy bankruptcy genome empire hormone asteroid epidemic theorem revolution tundra strait nostalgia "
+    "grammar refugee ministry evolution tribunal subsidy propaganda estuary parasite allegory migration rebellion "
+    "quorum enzyme ransom sunset wilderness unemployment archaeology referendum chancellor geology perjury"
 )
+_MOST_WORDS = 3
 
 Progress = Callable[[str], None]
 
@@ -171,6 +173,21 @@ def measure_sizes(
     return [SizeMeasures.of(known.measures) for known in measured(space, settings.sizes) if known.measures]
 
 
+def image_queries(space: EmbeddingSpace, cutoff: int) -> Queries | None:
+    """The first images by sample key, which are a fair sample. None if there are not two."""
+    first = next(blocks(space, cutoff), None)
+    if first is None or len(first.ids) < 2:
+        return None
+    ids = first.ids[:IMAGE_QUERIES]
+    return Queries(IMAGE, first.vectors[:IMAGE_QUERIES], tuple((image_id,) for image_id in ids))
+
+
+def text_queries(space: EmbeddingSpace, encoder: Encoder, prompts: Sequence[str]) -> Queries:
+    """What people ask a shop for, and titles of the catalogue's own products where there are any."""
+    asked = [f"{colour} {thing}" for colour in _COLOURS for thing in _THINGS]
+    return _of_texts(encoder, asked + titles(space, TITLE_QUERIES), prompts)
+
+
 def truths(
     space: EmbeddingSpace, cutoffs: Sequence[int], asked: Sequence[Queries], depth: int = max(KS)
 ) -> dict[int, list[NDArray[np.float32]]]:
@@ -204,6 +221,23 @@ def truths(
     found |= dict.fromkeys(remaining, best)
     ends = np.cumsum([len(queries.vectors) for queries in asked])[:-1]
     return {cutoff: np.split(similarities, ends) for cutoff, similarities in found.items()}
+
+
+def recall_at(k: int, found: Sequence[Sequence[float]], truth: NDArray[np.float32]) -> float:
+    """recall@k, averaged over queries; 1 if there is nothing to find.
+
+    Args:
+        k: hits wanted.
+        found: the similarities of each query's hits, best first.
+        truth: (queries, at least k), what ``truths`` gave.
+    """
+    recalls = []
+    for similarities, best in zip(found, truth, strict=True):
+        expected = min(k, int((best > -1).sum()))
+        if expected:
+            bound = best[expected - 1] - _TOLERANCE
+            recalls.append(sum(similarity >= bound for similarity in similarities[:expected]) / expected)
+    return float(np.mean(recalls or [1.0]))
 
 
 def tune(
@@ -253,12 +287,12 @@ def _measure(
 ) -> None:
     as_of = now(space)
     scopes = {size: scope(space, size) for size in sizes}
-    images = _image_queries(space, max(within.cutoff for within in scopes.values()))
+    images = image_queries(space, max(within.cutoff for within in scopes.values()))
     if images is None:
         progress("fewer than two images are embedded: there is nothing to measure recall with")
         return
-    asked = [images, _text_queries(space, encoder, settings.prompts)]
-    random_queries = [_between_images(images), _random_texts(encoder, settings.prompts)]
+    asked = [images, text_queries(space, encoder, settings.prompts)]
+    random_queries = [_random_images(images), _random_texts(encoder, settings.prompts)]
     progress(f"measuring with {', '.join(f'{len(each.vectors)} {each.kind} queries' for each in asked)}")
     truth = truths(space, [within.cutoff for within in scopes.values()], asked + random_queries)
     for size, within in scopes.items():
@@ -308,16 +342,13 @@ def _point(
     space: EmbeddingSpace, within: Scope, queries: Queries, truth: NDArray[np.float32], k: int, effort: int
 ) -> Point:
     """Ask every query of the index alone."""
-    recalls, seconds = [], []
-    for vector, own, similarities in zip(queries.vectors, queries.without, truth, strict=True):
+    found, seconds = [], []
+    for vector, own in zip(queries.vectors, queries.without, strict=True):
         started = time.perf_counter()
         hits = by_index(space, vector, k, within, exclude=own, effort=effort)
         seconds.append(time.perf_counter() - started)
-        expected = min(k, int((similarities > -1).sum()))
-        if expected:
-            bound = similarities[expected - 1] - _TOLERANCE
-            recalls.append(sum(hit.similarity >= bound for hit in hits[:expected]) / expected)
-    return Point(queries.kind, k, effort, float(np.mean(recalls or [1.0])), 1000 * float(np.median(seconds)))
+        found.append([hit.similarity for hit in hits])
+    return Point(queries.kind, k, effort, recall_at(k, found, truth), 1000 * float(np.median(seconds)))
 
 
 def _exact_point(space: EmbeddingSpace, within: Scope, queries: Queries, k: int) -> Point:
@@ -331,39 +362,33 @@ def _exact_point(space: EmbeddingSpace, within: Scope, queries: Queries, k: int)
     return Point(queries.kind, k, 0, 1.0, 1000 * float(np.median(seconds)))
 
 
-def _image_queries(space: EmbeddingSpace, cutoff: int) -> Queries | None:
-    """The first images by sample key, which are a fair sample. None if there are not two."""
-    first = next(blocks(space, cutoff), None)
-    if first is None or len(first.ids) < 2:
-        return None
-    ids = first.ids[:IMAGE_QUERIES]
-    return Queries(IMAGE, first.vectors[:IMAGE_QUERIES], tuple((image_id,) for image_id in ids))
+def _random_images(images: Queries) -> Queries:
+    """Vectors with the pictures' mean and covariance: as far from the middle as they are, and like none of them.
 
-
-def _text_queries(space: EmbeddingSpace, encoder: Encoder, prompts: Sequence[str]) -> Queries:
-    """What people ask a shop for, and titles of the catalogue's own products where there are any."""
-    asked = [f"{colour} {thing}" for colour in _COLOURS for thing in _THINGS]
-    return _of_texts(encoder, asked + titles(space, TITLE_QUERIES), prompts)
-
-
-def _between_images(images: Queries) -> Queries:
-    """Halfway between two images that have nothing to do with each other: among the pictures, and like none."""
+    Halfway between two pictures would be too near to the middle, and thereby nearer to some picture than most pictures
+    are to their next one.
+    """
     rng = np.random.default_rng(0)
-    pairs = [tuple(rng.choice(len(images.vectors), 2, replace=False)) for _ in range(RANDOM_QUERIES)]
-    sums = np.stack([images.vectors[one] + images.vectors[other] for one, other in pairs])
-    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
-    # Two opposite vectors have no middle.
-    vectors = np.where(
-        lengths > _TOLERANCE, sums / np.maximum(lengths, _TOLERANCE), images.vectors[[one for one, _ in pairs]]
-    )
-    return Queries(IMAGE, vectors, tuple(images.without[one] + images.without[other] for one, other in pairs))
+    mean = images.vectors.mean(axis=0)
+    weights = rng.standard_normal((RANDOM_QUERIES, len(images.vectors))) / np.sqrt(len(images.vectors) - 1)
+    drawn = mean + weights @ (images.vectors - mean)
+    lengths = np.linalg.norm(drawn, axis=1, keepdims=True)
+    # Of two opposite pictures the mean is 0, and a vector may be too.
+    unit = np.where(lengths > _TOLERANCE, drawn / np.maximum(lengths, _TOLERANCE), images.vectors[0])
+    return Queries(IMAGE, unit.astype(np.float32), ((),) * RANDOM_QUERIES)
 
 
 def _random_texts(encoder: Encoder, prompts: Sequence[str]) -> Queries:
-    """Words thrown together that no shop sells."""
+    """One to three words thrown together that no shop sells.
+
+    Each comes equally often, so that a few which a model takes for something else, or a catalogue does hold, leave the
+    best hits of the others as they are.
+    """
     rng = random.Random(0)  # noqa: S311 - no secret
     words = _UNRELATED.split()
-    return _of_texts(encoder, [" ".join(rng.sample(words, 3)) for _ in range(RANDOM_QUERIES)], prompts)
+    shuffled = itertools.chain.from_iterable(rng.sample(words, len(words)) for _ in itertools.count())
+    lengths = [1 + number % _MOST_WORDS for number in range(RANDOM_QUERIES)]
+    return _of_texts(encoder, [" ".join(itertools.islice(shuffled, length)) for length in lengths], prompts)
 
 
 def _of_texts(encoder: Encoder, texts: Sequence[str], prompts: Sequence[str]) -> Queries:

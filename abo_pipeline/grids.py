@@ -107,8 +107,10 @@ def title_of(query: Query) -> str:
             return f"“{shown(query)}”"
         case LikeQuery(image_id):
             return f"more like {shortened(image_id)}"
-        case ImageQuery() | UrlQuery():
-            return f"like the picture {shown(query).partition(':')[2]}"
+        case ImageQuery():
+            return f"like the picture {shortened(Path(query.shown_path).name)}"
+        case UrlQuery():
+            return f"like the picture {shortened(query.shown_url)}"
         case MixQuery():
             return shown(query)
 
@@ -172,7 +174,7 @@ def _drawable(text: str) -> str:
 
 def _head(figure: Figure, title: str, fontsize: int) -> None:
     """The title above the pictures, on two lines at most."""
-    # A bold letter is some 0.6 times as wide as the font is high, which is given in 72nds of an inch.
-    letters = max(int(figure.get_figwidth() * 72 / (0.6 * fontsize)), 10)
+    # A bold letter is some 0.7 times as wide as the font is high, which is given in 72nds of an inch.
+    letters = max(int(figure.get_figwidth() * 72 / (0.7 * fontsize)), 10)
     lines = textwrap.wrap(title, letters, max_lines=2, placeholder=" …")
     figure.suptitle(_drawable("\n".join(lines)), x=0.01, ha="left", fontsize=fontsize, fontweight="bold", color=_INK)

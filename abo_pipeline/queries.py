@@ -62,9 +62,13 @@ class ImageQuery:
 
     path: Path
 
+    @property
+    def shown_path(self) -> str:
+        """The path as text, which a path need not be; what is printed or stored must."""
+        return str(self.path).encode("utf-8", "replace").decode()
+
     def __str__(self) -> str:
-        # A path need not be text; what is printed or stored of it must.
-        return f"{IMAGE}{_value(str(self.path).encode('utf-8', 'replace').decode())}"
+        return f"{IMAGE}{_value(self.shown_path)}"
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,14 @@ class UrlQuery:
     """A picture in the web."""
 
     url: str
+
+    @property
+    def shown_url(self) -> str:
+        """The URL without what may be secret."""
+        try:
+            return public_url(self.url)
+        except StorageError:
+            return "…"
 
     def __str__(self) -> str:
         return f"{URL}{_value(self.url)}"
@@ -198,6 +210,11 @@ def parts_of(query: Query) -> tuple[Part, ...]:
     return query.parts if isinstance(query, MixQuery) else (Part(1, query),)
 
 
+def kind_of(term: Term) -> str:
+    """What a term is like: ``text`` or ``image``. Vectors of the two lie apart, and compare differently."""
+    return "text" if isinstance(term, TextQuery) else "image"
+
+
 def misread(text: str) -> str | None:
     """What to say of a text that somebody may have meant as a mix; None if it does not look like one."""
     text = text.strip()
@@ -224,11 +241,8 @@ def _public(term: Term) -> Term:
     match term:
         case ImageQuery(path):
             return ImageQuery(Path(path.name))
-        case UrlQuery(url):
-            try:
-                return UrlQuery(public_url(url))
-            except StorageError:
-                return UrlQuery("…")
+        case UrlQuery():
+            return UrlQuery(term.shown_url)
         case _:
             return term
 

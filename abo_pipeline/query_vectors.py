@@ -18,14 +18,15 @@ from abo_pipeline.decoding import decode
 from abo_pipeline.encoder import Encoder, Vectors
 from abo_pipeline.errors import ImageError, QueryError
 from abo_pipeline.queries import (
-    URL,
     ImageQuery,
     LikeQuery,
     MixQuery,
     Part,
     Query,
+    Term,
     TextQuery,
     UrlQuery,
+    kind_of,
     misread,
     shortened,
     shown,
@@ -42,7 +43,8 @@ for CLIP, 8,192 for the longest models, and a token is four letters or so."""
 TOO_LONG = "The text is longer than the model reads; its end was ignored."
 
 _MOST_URL_CHARACTERS = 8_000
-_NOTHING_LEFT = 1e-6
+# The same picture, embedded once more, is 2e-7 from its stored vector on a CPU; other devices round more coarsely.
+_NOTHING_LEFT = 1e-5
 _TEXTS_AT_ONCE = 64
 
 
@@ -53,11 +55,14 @@ class QueryVector(NamedTuple):
         vector: (dimension,), of length 1.
         made_from: image_ids of the stored images that it was made from, those that count negatively included.
         warnings: what to know about it, such as a text that was cut.
+        wanted: the direction of what hits are to be like, for each kind of part: a mix may be of both, and what hits
+            are to be unlike is left out.
     """
 
     vector: Vectors
     made_from: list[str]
     warnings: tuple[str, ...] = ()
+    wanted: tuple[tuple[str, Vectors], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,11 +86,12 @@ class QueryVectors:
             QueryError: a text is empty, a picture cannot be had or used, an id is unknown, the model has no direction
                 for a part, or the parts of a mix cancel each other.
         """
+        return self._of_mix(query.parts) if isinstance(query, MixQuery) else self._of_term(query, MOST_CHARACTERS)
+
+    def _of_term(self, query: Term, most_characters: int) -> QueryVector:
         match query:
-            case MixQuery(parts):
-                return self._of_mix(parts)
             case TextQuery(text):
-                found = self._of_text(text)
+                found = self._of_text(text, most_characters)
             case ImageQuery(path):
                 found = self._of_picture(_read(path, self.settings), query)
             case UrlQuery(url):
@@ -94,31 +100,36 @@ class QueryVectors:
                 found = self._of_stored(image_id)
         if not np.isfinite(found.vector).all():
             raise QueryError(f"The model has no direction for {shown(query)}, so that nothing is like it.")
-        return found
+        return found._replace(wanted=((kind_of(query), found.vector),))
 
     def _of_mix(self, parts: Sequence[Part]) -> QueryVector:
-        found = [self.of(part.query) for part in parts]
+        # Its texts share what one may have, so that a mix takes no longer.
+        found = [self._of_term(part.query, MOST_CHARACTERS // len(parts)) for part in parts]
         weights = np.array([part.weight for part in parts], dtype=np.float64)
-        # Only their proportions count; so no sum of them is too large for a number.
-        largest = np.abs(weights).max()
-        if not largest:
+        if not weights.any():
             raise QueryError("All weights of the mix are 0. Give at least one part another weight.")
-        total: NDArray[np.float64] = (weights / largest) @ np.stack([each.vector for each in found]).astype(np.float64)
-        length = np.linalg.norm(total)
-        if length < _NOTHING_LEFT:
+        vectors = np.stack([each.vector for each in found])
+        total = _direction(weights, vectors)
+        if total is None:
             raise QueryError("The parts of the mix cancel each other. Leave one of them out, or change its weight.")
+        kinds = [kind_of(part.query) for part in parts]
+        wanted = {
+            kind: _direction(np.where([kind == other for other in kinds], weights.clip(min=0), 0), vectors)
+            for kind in _distinct(kinds)
+        }
         return QueryVector(
-            (total / length).astype(np.float32),
+            total,
             _distinct(image_id for each in found for image_id in each.made_from),
             tuple(_distinct(warning for each in found for warning in each.warnings)),
+            tuple((kind, direction) for kind, direction in wanted.items() if direction is not None),
         )
 
-    def _of_text(self, text: str) -> QueryVector:
+    def _of_text(self, text: str, most_characters: int) -> QueryVector:
         _check_characters(text)
         if not text.strip():
             raise QueryError("The query is empty. Say what to look for, such as: red leather office chair.")
         prompts = self.settings.prompts
-        read, cut = _beginning(text)
+        read, cut = _beginning(text, most_characters)
         cut = cut or any(self.encoder.truncates(_asked(prompt, read)) for prompt in prompts)
         warnings = (TOO_LONG if cut else None, misread(text))
         (vector,) = text_vectors(self.encoder, [read], prompts)
@@ -169,15 +180,15 @@ def _asked(prompt: str, text: str) -> str:
     return prompt.replace("{}", text)
 
 
-def _beginning(text: str) -> tuple[str, bool]:
+def _beginning(text: str, most_characters: int = MOST_CHARACTERS) -> tuple[str, bool]:
     """As much of a text as a tokenizer is done with in less than a second, and whether something is missing.
 
     Only of a text that is too long are runs of blanks made one: models differ in what they make of them.
     """
-    if len(text) <= MOST_CHARACTERS:
+    if len(text) <= most_characters:
         return text, False
     text = " ".join(text.split())
-    return text[:MOST_CHARACTERS], len(text) > MOST_CHARACTERS
+    return text[:most_characters], len(text) > most_characters
 
 
 def _check_characters(text: str) -> None:
@@ -204,10 +215,7 @@ def _read(path: Path, settings: Settings) -> bytes:
 
 
 def _name(query: ImageQuery | UrlQuery) -> str:
-    """The picture, for a message: no secret of its URL, and nothing that is no text."""
-    if isinstance(query, UrlQuery):
-        return shown(query).removeprefix(URL)
-    return shortened(str(query.path).encode("utf-8", "replace").decode())
+    return shortened(query.shown_path if isinstance(query, ImageQuery) else query.shown_url)
 
 
 def _expanded(path: Path) -> Path:
@@ -222,6 +230,17 @@ def _fetched(url: str, settings: Settings) -> bytes:
     if len(url) > _MOST_URL_CHARACTERS:
         raise QueryError(f"The URL has {len(url):,} characters; no server takes more than {_MOST_URL_CHARACTERS:,}.")
     return fetch_picture(url, settings)
+
+
+def _direction(weights: NDArray[np.float64], vectors: Vectors) -> Vectors | None:
+    """The sum of vectors, each times its weight, at length 1; None if nothing is left of it."""
+    largest = np.abs(weights).max()
+    if not largest:
+        return None
+    # Only their proportions count; so no sum of them is too large for a number.
+    total: NDArray[np.float64] = (weights / largest) @ vectors.astype(np.float64)
+    length = np.linalg.norm(total)
+    return None if length < _NOTHING_LEFT else (total / length).astype(np.float32)
 
 
 def _distinct(values: Iterable[str]) -> list[str]:

@@ -24,6 +24,7 @@ from abo_pipeline.download import write_whole
 from abo_pipeline.embedding import are_too_many
 from abo_pipeline.encoder import encoder_from
 from abo_pipeline.errors import CatalogError, CheckError, SettingsError
+from abo_pipeline.ladder import Ladder, read_ladder
 from abo_pipeline.local_launcher import PROCESS_TAG, this_process
 from abo_pipeline.plan import Plan
 from abo_pipeline.pools import make_pools
@@ -34,6 +35,7 @@ from abo_pipeline.store.spaces import Account
 
 BEFORE = ("raw_archive", "listings", "image_paths")
 EMBEDDINGS = "image_embeddings"
+LADDER = "storage_ladder"
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 AFTER = ("embedding_index", "golden_queries", "search_report")
@@ -200,6 +202,36 @@ def build_indexes(
         progress.finished("embedding_index", metadata)
         settings.remember()
     return metadata
+
+
+def run_ladder(
+    settings: Settings,
+    progress: PipelineProgress,
+    *,
+    size: int | None = None,
+    rungs: Sequence[str] | None = None,
+    **resource_overrides: Any,
+) -> Ladder:
+    """Measure the storage ladder; a run of its own, that no other run waits for.
+
+    Args:
+        settings: of the run whose vectors they are.
+        progress: told what happens.
+        size: MAX_IMAGES; by default the largest size that is embedded.
+        rungs: names of those to measure; by default all.
+        resource_overrides: as ``build_definitions`` takes them.
+
+    Raises:
+        AboError: what stopped it.
+        KeyboardInterrupt: Ctrl-C; nothing is left of it.
+    """
+    definitions = build_definitions(settings, progress=progress, **resource_overrides)
+    given = {"size": size, "rungs": list(rungs) if rungs else None}
+    config = {name: value for name, value in given.items() if value is not None}
+    with dagster_instance(settings) as instance:
+        metadata = _materialize(definitions, instance, LADDER, config=config)
+    progress.finished(LADDER, metadata)
+    return read_ladder(Path(metadata["numbers_file"]))
 
 
 def plan_run(settings: Settings) -> Plan:

@@ -18,13 +18,13 @@ import numpy as np
 
 from abo_pipeline.encoder import ClipEncoder, Encoder, Vectors, encoder_from
 from abo_pipeline.errors import DamagedIndexError, ModelError, QueryError
-from abo_pipeline.evaluation import IMAGE, TEXT, percentile
+from abo_pipeline.evaluation import percentile
 from abo_pipeline.filters import NO_FILTER, Filters
 from abo_pipeline.folding import MOST_CANDIDATES, Candidate, End, Folding, FoldRules
 from abo_pipeline.grids import row_figure
 from abo_pipeline.hits import Hit, Hits, Match
 from abo_pipeline.pictures import Pictures
-from abo_pipeline.queries import ImageQuery, LikeQuery, MixQuery, Part, Query, TextQuery, parts_of
+from abo_pipeline.queries import ImageQuery, LikeQuery, MixQuery, Part, Query, TextQuery
 from abo_pipeline.query_vectors import QueryVector, QueryVectors
 from abo_pipeline.sampling import LAST_KEY
 from abo_pipeline.settings import Settings
@@ -42,6 +42,7 @@ from abo_pipeline.store.nearest import (
     neighbour_chunks,
     neighbours,
     scope,
+    stored_vector,
 )
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ class ImageSearch:
             self.space.name,
             page=page,
             filters=filters,
-            match=self._match(query, within, best),
+            match=self._match(asked, within, best),
         )
 
     def explain(
@@ -212,12 +213,24 @@ class ImageSearch:
             if answer and not answer.found
         }
 
-    def _match(self, query: Query, within: Scope, best: float | None) -> Match | None:
+    def _match(self, asked: QueryVector, within: Scope, best: Neighbour | None) -> Match | None:
+        """How good the best hit is: for what is wanted of the kind, text or image, that it is less good for."""
         if best is None or within.size is None:
             return None
-        kind = TEXT if any(isinstance(part.query, TextQuery) for part in parts_of(query)) else IMAGE
-        share = percentile(background(self.space, within.size, kind), best)
-        return None if share is None else Match(kind, share)
+        similarities = self._similarities(asked, best)
+        shares = {
+            kind: percentile(background(self.space, within.size, kind), similarity)
+            for kind, similarity in similarities.items()
+        }
+        matches = [Match(kind, share) for kind, share in shares.items() if share is not None]
+        return min(matches, key=lambda match: match.percentile, default=None)
+
+    def _similarities(self, asked: QueryVector, best: Neighbour) -> dict[str, float]:
+        """How similar the best hit is to what is wanted, by kind; to a query of one part, as it was found."""
+        if [vector is asked.vector for _, vector in asked.wanted] == [True]:
+            return {kind: best.similarity for kind, _ in asked.wanted}
+        vector = stored_vector(self.space, best.image_id)
+        return {} if vector is None else {kind: float(vector @ direction) for kind, direction in asked.wanted}
 
 
 @dataclass(frozen=True)
@@ -369,13 +382,13 @@ def _page(
     page: int,
     fold: FoldRules | None,
     options: dict[str, Any],
-) -> tuple[float | None, tuple[Hit, ...], tuple[str, ...]]:
-    """The best similarity there is, the hits of a page, and what to know about them."""
+) -> tuple[Neighbour | None, tuple[Hit, ...], tuple[str, ...]]:
+    """The best hit there is, the hits of a page, and what to know about them."""
     k, skip = min(k, LAST_KEY), (page - 1) * min(k, LAST_KEY)
     if fold is None:
         found = list(islice(neighbours(space, vector, k, within, **options), skip + k))
         hits = tuple(_hit(skip + rank, neighbour) for rank, neighbour in enumerate(found[skip:], start=1))
-        return (found[0].similarity if found else None), hits, ()
+        return (found[0] if found else None), hits, ()
     # More at once than hits are wanted, for some will be folded.
     chunks = neighbour_chunks(space, vector, max(2 * min(k, _FOLD_CHUNK), 20), within, with_vectors=True, **options)
     candidates = ([_candidate(neighbour) for neighbour in chunk] for chunk in chunks)
@@ -388,7 +401,7 @@ def _page(
         for rank, group in enumerate(groups.groups, start=1)
     )
     warnings = (_LOOKED_FAR,) if groups.end is End.BOUND else ()
-    return (first.best.payload.similarity if first else None), hits, warnings
+    return (first.best.payload if first else None), hits, warnings
 
 
 def _watched(space: EmbeddingSpace, ask: Ask) -> tuple[Explanation, list[Neighbour], float]:

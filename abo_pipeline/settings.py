@@ -187,6 +187,11 @@ class Settings(BaseSettings):
         description="Recall that the effort of searches is raised for, at 10 and at 100 hits, for images and texts.",
     )
     index_memory_mb: int = Field(1024, ge=1, description="At most so much memory for building one vector index.")
+    ladder_pca: int = Field(
+        128,
+        ge=1,
+        description="Principal components of the storage ladder's rung pca; fewer than the vectors have dimensions.",
+    )
     queries: Annotated[tuple[str, ...], NoDecode, _split(";"), AfterValidator(_distinct)] = Field(
         PRODUCT_QUERIES,
         min_length=1,

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,6 +19,7 @@ from abo_pipeline.catalog import REASONS
 from abo_pipeline.download import in_megabytes
 from abo_pipeline.embedding import Tally
 from abo_pipeline.evaluation import IMAGE, KS, TEXT
+from abo_pipeline.ladder import Found, Ladder
 from abo_pipeline.plan import Plan
 from abo_pipeline.runner import PipelineProgress
 from abo_pipeline.search import ExplainedHits
@@ -35,6 +37,7 @@ STAGES = {
     "embedding_index": "index",
     "golden_queries": "queries",
     "search_report": "report",
+    "storage_ladder": "ladder",
 }
 """What an asset is called at the terminal."""
 
@@ -91,8 +94,15 @@ class Bars:
 @contextmanager
 def bar(what: str, unit: str, console: Console) -> Iterator[Callable[[int, int], None]]:
     """One bar; call what this yields with how many of how many are done."""
+    with stage_bars(unit, console) as advance:
+        yield partial(advance, what)
+
+
+@contextmanager
+def stage_bars(unit: str, console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each stage; call what this yields with a stage and how many of how many are done."""
     with Bars(console) as bars:
-        yield lambda done, total: bars.update(what, done, total, f"{done:,}/{total:,} {unit}")
+        yield lambda what, done, total: bars.update(what, done, total, f"{done:,}/{total:,} {unit}")
 
 
 class TerminalProgress(PipelineProgress):
@@ -235,6 +245,28 @@ def _counts(facet: Facet) -> str:
     return ", ".join(counts + ([f"unknown {facet.unknown:,}"] if facet.unknown else []))
 
 
+def ladder_rows(ladder: Ladder) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The storage ladder as a table of 80 characters: its columns, and its rows."""
+    found = ("image", "p50/p95", "text", "p50/p95")
+    return ("rung", "MB", "B/vector", "build s", "effort", *found), [
+        (
+            rung.name,
+            f"{rung.bytes / 1e6:,.1f}",
+            f"{rung.bytes_a_vector:,}",
+            f"{rung.build_seconds:,.1f}",
+            f"{rung.effort:,}" if rung.effort else "",
+            *_recall_and_times(rung.image),
+            *_recall_and_times(rung.text),
+        )
+        for rung in ladder.rungs
+    ]
+
+
+def _recall_and_times(found: Found) -> tuple[str, str]:
+    digits = 1 if found.p95_ms < 100 else 0
+    return f"{found.recall:.4f}", f"{found.p50_ms:.{digits}f}/{found.p95_ms:.{digits}f}"
+
+
 def _archive(metadata: dict[str, Any]) -> str:
     how = "fetched" if metadata["fetched"] else "already here"
     left_out = ", ".join(f"{count:,} {kind}" for kind, count in metadata["left_out"].items())
@@ -287,6 +319,10 @@ def _report(metadata: dict[str, Any]) -> str:
     return f"{metadata['queries']} grids\n{'':<11} {metadata['first_grid']}\n{'':<11} {metadata['page_file']}"
 
 
+def _ladder(metadata: dict[str, Any]) -> str:
+    return f"{metadata['plot_file']}\n{'':<11} {metadata['numbers_file']}"
+
+
 _WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "raw_archive": _archive,
     "listings": _listings,
@@ -295,4 +331,5 @@ _WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "embedding_index": _index,
     "golden_queries": _golden,
     "search_report": _report,
+    "storage_ladder": _ladder,
 }

@@ -18,10 +18,9 @@ from abo_pipeline.store.indexes import build_index
 from abo_pipeline.store.nearest import Neighbour, Scope, nearest
 from abo_pipeline.store.spaces import Embedded
 from abo_pipeline_tests.conftest import fresh_database
+from benchmarks.vectors import Clip, Vectors
 
 DIMENSION = 64
-
-Vectors = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -34,42 +33,9 @@ class NamedEncoder:
     device: str = "cpu"
 
 
-def unit(vectors: NDArray) -> Vectors:
-    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
-
-
-@dataclass(frozen=True)
-class Clip:
-    """Pictures in clusters on one cone, and texts on another: the gap between the two is CLIP's own."""
-
-    seed: int = 0
-
-    def images(self, count: int) -> Vectors:
-        rng = self._rng("images")
-        return unit(self._cone + self._centres[rng.integers(0, 40, count)] + 0.6 * self._noise(rng, count))
-
-    def like_images(self, count: int) -> Vectors:
-        return unit(self.images(count) + 0.25 * unit(self._noise(self._rng("queries"), count)))
-
-    def texts(self, count: int) -> Vectors:
-        rng = self._rng("texts")
-        other_cone = unit(self._noise(self._rng("other cone"), 1))
-        return unit(2 * other_cone + 0.5 * self._centres[rng.integers(0, 40, count)] + 0.5 * self._noise(rng, count))
-
-    @property
-    def _cone(self) -> Vectors:
-        return 1.5 * unit(self._noise(self._rng("cone"), 1))
-
-    @property
-    def _centres(self) -> Vectors:
-        return unit(self._noise(self._rng("centres"), 40))
-
-    def _rng(self, purpose: str) -> np.random.Generator:
-        return np.random.default_rng([self.seed, *purpose.encode()])
-
-    @staticmethod
-    def _noise(rng: np.random.Generator, count: int) -> Vectors:
-        return (rng.normal(size=(count, DIMENSION)) / np.sqrt(DIMENSION)).astype(np.float32)
+def clip(seed: int = 0) -> Clip:
+    """Draws vectors that are spread as CLIP's are."""
+    return Clip(DIMENSION, clusters=40, seed=seed)
 
 
 class Library:
@@ -84,13 +50,12 @@ class Library:
         self.keys = np.array([sample_key(name) for name in self.ids], np.int64)
         self.vectors = vectors[order]
         self.catalogue(self.ids)
-        self.space.write(
-            [
-                Embedded(str(name), int(key), "d1", vector)
-                for name, key, vector in zip(self.ids, self.keys, self.vectors, strict=True)
-            ],
-            [],
-        )
+        self.write(np.ones(len(self.ids), bool))
+
+    def write(self, these: NDArray[np.bool_]) -> None:
+        """Store the vectors of some of the pictures."""
+        rows = zip(self.ids[these], self.keys[these], self.vectors[these], strict=True)
+        self.space.write([Embedded(str(name), int(key), "d1", vector) for name, key, vector in rows], [])
 
     def catalogue(self, ids: Iterable[str]) -> None:
         """Make these ids, and no others, the catalogue."""

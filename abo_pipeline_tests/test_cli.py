@@ -1,5 +1,6 @@
 """The command line, as a person uses it: on the drawn archive, with the small bundled model."""
 
+import io
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from abo_pipeline.archive import Archive
 from abo_pipeline.catalog import member_name
 from abo_pipeline.sample import SMALL_CLIP, draw_sample
 from abo_pipeline_tests.archives import jpeg, write_images, write_tar
+from abo_pipeline_tests.conftest import fresh_database
 
 pytestmark = pytest.mark.slow
 
@@ -65,7 +67,7 @@ def record(out: str) -> dict[str, str]:
     return dict(line.split(maxsplit=1) for line in out.splitlines() if not line.startswith(" "))
 
 
-def test_a_run_reports_each_asset_and_the_commands_that_follow_need_no_flags(abo, run, tmp_path, sample):
+def test_a_run_reports_each_asset_and_the_commands_that_follow_need_no_flags(abo, run, tmp_path, sample, monkeypatch):
     code, out, _ = abo(*run)
 
     assert code == 0
@@ -131,8 +133,27 @@ def test_a_run_reports_each_asset_and_the_commands_that_follow_need_no_flags(abo
     assert best["image_id"] not in [hit["image_id"] for hit in by_id["hits"]]
     with Archive.open(sample.archive) as archive:
         (tmp_path / "mine.jpg").write_bytes(archive.read(member_name(best["path"])))
-    by_picture = json.loads(abo("search", "--image", tmp_path / "mine.jpg", "-k", "1", "--json")[1])
-    assert by_picture["hits"][0]["similarity"] == pytest.approx(1.0, abs=1e-4)
+    by_picture = json.loads(abo("search", "--image", tmp_path / "mine.jpg", "-k", "100", "--json")[1])
+    assert [hit["image_id"] for hit in by_picture["hits"]] == [hit["image_id"] for hit in by_id["hits"]]
+    Image.open(tmp_path / "mine.jpg").save(tmp_path / "copy.png")
+    by_copy = json.loads(abo("search", "--image", tmp_path / "copy.png", "-k", "1", "--json")[1])
+    assert by_copy["hits"][0]["image_id"] == best["image_id"]
+    assert by_copy["hits"][0]["similarity"] == pytest.approx(1.0, abs=1e-4)
+
+    # A mix, by flags or in one expression; prompts change what a text is.
+    expression = f'"a red chair" + like:{best["image_id"]} - "a chair"'
+    code, out, _ = abo("search", expression, "-k", "5", "--json", "--grid", tmp_path / "mix.png")
+    mixed = json.loads(out)
+    assert (code, mixed["query"], Image.open(tmp_path / "mix.png").format) == (0, expression, "PNG")
+    assert best["image_id"] not in [hit["image_id"] for hit in mixed["hits"]]
+    flags = ("--like", best["image_id"], "--minus", "a chair", "-k", "5", "--json")
+    assert json.loads(abo("search", "a red chair", *flags)[1]) == mixed
+    assert abo("search", "a red chair", "--plus", "x", "--plus", '0.5*"y"')[1].startswith(
+        '"a red chair" + "x" + 0.5*"y", among 1,000 images ('
+    )
+    monkeypatch.setenv("ABO_PROMPTS", "a photo of {}; {} on white")
+    assert json.loads(abo("search", "a red chair", "-k", "5", "--json")[1])["hits"] != answer["hits"]
+    monkeypatch.delenv("ABO_PROMPTS")
 
     # A grid, a size, a text that is too long.
     code, out, _ = abo("search", "blue mug", "-k", "3", "--size", "60", "--grid", tmp_path / "grid.png")
@@ -140,6 +161,11 @@ def test_a_run_reports_each_asset_and_the_commands_that_follow_need_no_flags(abo
     assert out.startswith("blue mug, among 60 images (")
     code, _, err = abo("search", "red " * 200, "-k", "1")
     assert (code, err) == (0, "note: The text is longer than the model reads; its end was ignored.\n")
+    code, out, err = abo("search", '"red" - blue', "-k", "1")
+    assert (code, out.startswith('"red" - blue, among 1,000 images (')) == (0, True)
+    assert err == (
+        'note: The query was read as one text. A mix is written like this: "red shoe" + like:ID - 0.5*"heel".\n'
+    )
 
     # The doctor finds everything well; of the machine itself something may be worth a look.
     code, out, _ = abo("doctor")
@@ -162,6 +188,127 @@ def test_a_run_reports_each_asset_and_the_commands_that_follow_need_no_flags(abo
     assert record(out)["embeddings"].endswith(", failed 2")
 
 
+def test_the_storage_ladder_is_a_table_and_a_recommendation(abo, run, tmp_path):
+    abo(*run)
+
+    code, out, _ = abo("ladder", "--size", "60", "--rungs", "halfvec, exact")
+
+    folder = tmp_path / "state" / "reports" / "abo" / "small_clip" / "ladder"
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[:2] == [f"ladder      {folder}/ladder.png", f"{'':<11} {folder}/ladder.json"]
+    assert lines[2].split() == [
+        *("rung", "MB", "B/vector", "build", "s", "effort"),
+        *("image", "p50/p95", "text", "p50/p95"),
+    ]
+    assert [line.split()[:3] for line in lines[3:5]] == [["exact", "0.0", "520"], ["halfvec", "0.0", "264"]]
+    assert lines[-1].endswith("To have it, set ABO_EXACT_BELOW above 59.")
+
+    # For programs, and only that.
+    code, out, _ = abo("ladder", "--rungs", "exact", "--json")
+    found = json.loads(out)
+    assert (code, found["size"], [rung["name"] for rung in found["rungs"]]) == (0, 1000, ["exact"])
+    assert found == json.loads((folder / "ladder.json").read_text(encoding="utf-8"))
+
+    code, _, err = abo("ladder", "--rungs", "exact,best")
+    assert code == 2
+    assert err.splitlines()[-1].startswith("error: The ladder has no rung 'best'. There are exact, ")
+
+
+def test_two_models_side_by_side_and_what_searches_use_is_switched_and_switched_back(abo, run, tmp_path, monkeypatch):
+    assert abo("spaces") == (0, "no spaces yet: `abo run` (or `abo demo`) makes the first\n", "")
+    assert abo("spaces", "--json")[1] == "[]\n"
+    code, out, _ = abo(*run)
+    assert (code, "space" in record(out)) == (0, False)
+    embedded, failed = map(int, re.search(r"= embedded (\d+) \+ failed (\d+)", out).groups())
+
+    # A run with another model, into a space of its own: all is embedded again, and searches stay where they are.
+    other = shutil.copytree(SMALL_CLIP, tmp_path / "other")
+    (other / "extra.json").write_text("{}")
+    code, out, _ = abo(*run, "--model", other, "--space", "beside")
+    assert code == 0
+    said = record(out)
+    assert said["embeddings"] == f"embedded {embedded}, 0 were there already, failed {failed}"
+    assert said["index"].startswith("built 3 in ")
+    assert re.fullmatch(r"\d+ recorded, to be compared with after the next build", said["queries"])
+    assert said["space"] == ("embedded into beside, while searches use small_clip. To switch: abo spaces use beside")
+    assert (tmp_path / "state" / "reports" / "abo" / "beside" / "index.html").is_file()
+
+    def searched(*words: object) -> str:
+        return json.loads(abo("search", "a red chair", "-k", "1", "--json", *words)[1])["space"]
+
+    assert (searched(), searched("--space", "beside")) == ("small_clip", "beside")
+
+    code, out, _ = abo("spaces")
+    rows = [line.split() for line in out.splitlines()]
+    assert (code, rows[0]) == (0, ["searches", "space", "vectors", "failed", "pending", "sizes", "MB", "model"])
+    marked = [line[:8].strip() for line in out.splitlines() if f" {embedded} " in line]
+    assert marked == ["use it", ""]
+    spaces = json.loads(abo("spaces", "--json")[1])
+    assert [(space["name"], space["model"], space["vectors"], space["failures"]) for space in spaces] == [
+        ("small_clip", "small-clip", embedded, failed),
+        ("beside", str(other), embedded, failed),
+    ]
+    assert spaces[0]["fingerprint"] != spaces[1]["fingerprint"]
+    assert [(space["pending"], space["sizes"], space["is_default"]) for space in spaces] == [
+        (0, [20, 60, 1000], True),
+        (0, [20, 60, 1000], False),
+    ]
+
+    # There, there again, back, back again.
+    assert abo("spaces", "use", "beside")[1] == (
+        "searches use beside now, and used small_clip before: `abo spaces back`\n"
+    )
+    assert abo("spaces", "use", "beside")[1] == "searches use beside already\n"
+    assert searched() == "beside"
+    assert abo("doctor")[1].splitlines()[9] == f"ok   search     beside, made with {other}"
+    assert abo("spaces", "back")[1] == "searches use small_clip again\n"
+    assert searched() == "small_clip"
+    monkeypatch.setenv("ABO_SPACE", "beside")
+    assert searched() == "beside"
+    assert abo("spaces", "use", "small_clip")[2] == "note: ABO_SPACE is set here, and goes before: to beside\n"
+    monkeypatch.delenv("ABO_SPACE")
+
+    # What cannot be: in words.
+    refusals = {
+        ("search", "x", "--space", "nope"): "Nothing has been embedded into space nope yet. This catalogue has "
+        "small_clip, beside.",
+        ("spaces", "use", "nope"): "There is no embedding space 'nope'. This catalogue has small_clip, beside.",
+        ("spaces", "drop", "nope"): "There is no embedding space 'nope'. This catalogue has small_clip, beside.",
+        (
+            "spaces",
+            "drop",
+            "small_clip",
+        ): "Space small_clip is the one that searches use, and is not dropped. Have them "
+        "use another one first: abo spaces use NAME",
+        ("spaces", "drop", "beside"): "There is nobody to ask whether space beside may be dropped: say so with --yes.",
+    }
+    assert {words: abo(*words) for words in refusals} == {
+        words: (2, "", f"error: {message}\n") for words, message in refusals.items()
+    }
+
+    # At a terminal somebody is asked.
+    monkeypatch.setattr(sys, "stdin", Terminal("n\n"))
+    question = re.escape(f"Drop space beside, {embedded} vectors of {other}, ") + r"\d\.\d MB\? \[y/N\]: "
+    assert re.fullmatch(f"{question}nothing was dropped\n", abo("spaces", "drop", "beside")[1])
+    monkeypatch.setattr(sys, "stdin", Terminal("y\n"))
+    assert re.fullmatch(f"{question}dropped beside\n", abo("spaces", "drop", "beside")[1])
+    assert [space["name"] for space in json.loads(abo("spaces", "--json")[1])] == ["small_clip"]
+    assert searched() == "small_clip"
+
+    # What was dropped is made anew by a run, and goes without a question where that is said.
+    code, out, _ = abo(*run, "--model", other, "--space", "beside", "--until", "image_embeddings")
+    assert record(out)["embeddings"].startswith(f"embedded {embedded}, 0 were there already")
+    assert abo("spaces", "drop", "beside", "--yes") == (0, "dropped beside\n", "")
+
+
+class Terminal(io.StringIO):
+    """Somebody who answers."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -169,11 +316,8 @@ def test_a_run_reports_each_asset_and_the_commands_that_follow_need_no_flags(abo
             ("search", "x"),
             "Nothing has been embedded into space clip_vit_b_32 yet. Run `abo run` (or `abo demo`) first.",
         ),
-        (("search",), "Give exactly one of a text, a picture and a stored image; 0 were given."),
-        (
-            ("search", "x", "--like", "y"),
-            "Give exactly one of a text, a picture and a stored image; 2 were given.",
-        ),
+        (("search",), "Nothing is asked for. Give a text, a picture, a URL or a stored image to search by."),
+        (("search", *("--like", "y") * 51), "A mix has 1 to 50 parts, not more."),
         (
             ("search", "x", "--grid", "grid.docx"),
             "The pictures cannot be written to grid.docx: end its name with .png or .jpg or .svg or .pdf.",
@@ -229,7 +373,70 @@ def test_debug_shows_where_an_error_came_from(abo):
 
     assert code == 2
     assert "Traceback" in err
-    assert err.endswith("error: Give exactly one of a text, a picture and a stored image; 0 were given.\n")
+    assert err.endswith("error: Nothing is asked for. Give a text, a picture, a URL or a stored image to search by.\n")
+
+
+def test_what_one_machine_exports_another_need_not_embed(abo, run, server, monkeypatch, tmp_path):
+    abo(*run)
+    found = json.loads(abo("search", "a red chair", "-k", "5", "--json")[1])
+    code, out, _ = abo("export", tmp_path / "e.parquet")
+    embedded = int(re.match(r"exported    (\d+) vectors of space small_clip, 128 dimensions in float32, ", out)[1])
+    assert (code, out.endswith(f" s: {tmp_path}/e.parquet\n")) == (0, True)
+    code, out, _ = abo("export", tmp_path / "half.parquet", "--precision", "float16")
+    assert (code, "128 dimensions in float16" in out) == (0, True)
+
+    with fresh_database(server) as elsewhere:
+        monkeypatch.setenv("ABO_DATABASE_URL", elsewhere)
+        monkeypatch.setenv("ABO_STATE_DIR", str(tmp_path / "elsewhere"))
+
+        # Before the machine knows which images there are, nothing can be checked.
+        monkeypatch.setenv("ABO_MODEL", "small-clip")
+        code, _, err = abo("import", tmp_path / "e.parquet")
+        assert (code, err.startswith(f"error: None of the {embedded} images in ")) == (2, True)
+        monkeypatch.delenv("ABO_MODEL")
+
+        abo(*run, "--until", "image_paths")
+        code, out, _ = abo("import", tmp_path / "half.parquet", "--space", "half", "--check", "3")
+        assert code == 0
+        checked, imported = out.splitlines()
+        assert re.fullmatch(r"checked     3 images embedded again here, least cosine 1\.0000\d", checked)
+        counts = "0 were there already, 0 are not in the catalogue, 0 have other bytes here"
+        assert re.fullmatch(
+            rf"imported    accepted {embedded} of {embedded} vectors into space half, in [\d.]+ s; {counts}", imported
+        )
+        abo("import", tmp_path / "e.parquet")
+        code, out, _ = abo("import", tmp_path / "e.parquet")
+        assert (code, f"; {embedded} were there already, 0 are" in out) == (0, True)
+
+        # What is left for the run are the two that cannot be decoded.
+        assert record(abo("plan")[1])["pending"].startswith("2 images to embed in ")
+        said = record(abo(*run)[1])
+        assert said["embeddings"] == f"nothing to embed, {embedded} were there already, failed 2"
+        assert json.loads(abo("search", "a red chair", "-k", "5", "--json")[1]) == found
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("export", "e.parquet"), "Nothing has been embedded into space clip_vit_b_32 yet. Run `abo run` first."),
+        (
+            ("import", "no.parquet"),
+            "no.parquet does not exist, or is no file. Give a file that `abo export` has written.",
+        ),
+    ],
+)
+def test_an_export_or_import_that_cannot_be_is_one_sentence(abo, words, message):
+    assert abo(*words) == (2, "", f"error: {message}\n")
+
+
+def test_debug_shows_where_an_error_in_an_asset_came_from(abo, tmp_path):
+    other = write_tar(tmp_path / "holiday.tar", {"holiday/beach.jpg": jpeg()})
+
+    code, _, err = abo("run", "--model", "small-clip", "--archive", other, "--debug")
+
+    assert code == 2
+    assert "Traceback" in err
+    assert err.splitlines()[-1].startswith(f"error: {other} holds no member ")
 
 
 def test_an_archive_of_something_else_is_refused(abo, tmp_path):

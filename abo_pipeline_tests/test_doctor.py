@@ -7,14 +7,18 @@ import sys
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pytest
 from fsspec.registry import known_implementations
 from sqlalchemy import make_url
 
 from abo_pipeline import doctor
 from abo_pipeline.doctor import Level, examine
+from abo_pipeline.encoder import ClipEncoder
+from abo_pipeline.sample import SMALL_CLIP
 from abo_pipeline.settings import PROJECT_ROOT, Settings
 from abo_pipeline.store.database import embedded_server
+from abo_pipeline.store.spaces import Embedded
 from abo_pipeline_tests.e2e.celery_workers import COMMAND
 from abo_pipeline_tests.e2e.harness import Process, child_environment, script, wait_until
 from abo_pipeline_tests.e2e.redis_server import redis_server
@@ -80,6 +84,25 @@ def test_on_a_laptop_everything_is_well(settings):
     assert said["dagster"][1] == f"{settings.state_dir}/dagster (in the state folder), its records in SQLite"
     assert " GB free" in said["state"][1]
     assert "no pgvectorscale (not needed)" in said["postgres"][1]
+
+
+def test_what_searches_use_is_named_and_its_model_looked_for(settings, store, encoder, tmp_path, monkeypatch):
+    folder = shutil.copytree(SMALL_CLIP, tmp_path / "clip")
+    (folder / "extra.json").write_text("{}")
+    assert found(settings)["search"] == ("ok", "small_clip, as soon as something is embedded into it")
+
+    store.open_space("first", ClipEncoder(str(folder))).write([Embedded("a", 0, "d", np.ones(128, np.float32))], [])
+    store.open_space("second", encoder)
+    assert found(settings)["search"] == ("ok", f"first, made with {folder}")
+
+    shutil.rmtree(folder)
+    level, words = found(settings)["search"]
+    assert (level, words.split(" and that ")[0]) == (
+        "bad",
+        f"Space first is searched with the model that it was made with, {folder},",
+    )
+    monkeypatch.setenv("ABO_SPACE", "second")
+    assert found(settings)["search"] == ("ok", "second, made with small-clip, named by ABO_SPACE")
 
 
 def test_the_doctor_neither_makes_dagsters_records_nor_imports_torch(settings):

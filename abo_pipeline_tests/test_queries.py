@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from abo_pipeline.errors import QueryError
@@ -14,7 +14,6 @@ from abo_pipeline.queries import (
     LikeQuery,
     MixQuery,
     Part,
-    Query,
     Term,
     TextQuery,
     UrlQuery,
@@ -179,6 +178,7 @@ weights = st.floats(allow_nan=False, allow_infinity=False)
 mixes = st.lists(st.builds(Part, weights, terms), min_size=1, max_size=6).map(lambda parts: MixQuery(tuple(parts)))
 
 
+@settings(deadline=None)
 @given(mixes)
 @example(mix((1, LikeQuery('"'))))
 @example(mix((1, LikeQuery("")), (-0.0, UrlQuery(""))))
@@ -188,6 +188,7 @@ def test_a_printed_mix_is_read_as_the_same_mix(query):
     assert parse_query(str(query)) == query
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=' "\\“”+-−–*0.5likemagur:\n') | st.text())
 def test_every_text_is_read_as_some_query_and_what_is_no_expression_as_it_stands(text):
     query = parse_query(text)
@@ -273,38 +274,36 @@ def test_a_mix_may_have_as_many_parts_as_are_allowed():
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("before", "again", "after"),
     [
-        '"' * TEN_MB,
-        '"' + "\\" * TEN_MB,
-        '"' + '\\"' * (TEN_MB // 2),
-        '"a" + ' * (TEN_MB // 6),
-        '"a" + "' + "b" * TEN_MB,
-        '"' + "a" * TEN_MB + '" + "b"',
-        "“" * TEN_MB,
-        " " * TEN_MB + "x",
-        '"x"' + " " * TEN_MB + "x",
-        "-" * TEN_MB,
-        "9" * TEN_MB,
-        "0.5*" * (TEN_MB // 4),
-        "1 " + " " * TEN_MB + '* "x"',
-        "like:" + "a" * TEN_MB,
-        "like:" * (TEN_MB // 5),
-        "url:https://example.org/" + "a/../" * (TEN_MB // 5),
-        "😀" * TEN_MB,
+        ("", '"', ""),
+        ('"', "\\", ""),
+        ('"', '\\"', ""),
+        ("", '"a" + ', "b"),
+        ('"a" + "', "b", ""),
+        ('"', "a", '" + "b"'),
+        ("", "“", ""),
+        ("", " ", "x"),
+        ('"x"', " ", "x"),
+        ("", "-", ""),
+        ("", "9", ""),
+        ("", "0.5*", ""),
+        ("1", " ", '* "x"'),
+        ("like:", "a", ""),
+        ("", "like:", ""),
+        ("url:https://example.org/", "a/../", ""),
+        ("", "😀", ""),
     ],
-    ids=lambda text: repr(text.strip()[:12]),
 )
-def test_ten_megabytes_are_read_at_once(text):
+def test_ten_megabytes_are_read_at_once(before, again, after):
+    text = before + again * (TEN_MB // len(again)) + after
     began = time.process_time()
 
-    query: Query | str
     try:
-        query = parse_query(text)
-        assert len(shown(query)) <= 160
+        said = shown(parse_query(text))
     except QueryError as error:
-        query = str(error)
+        said = str(error)
     misread(text)
 
     assert time.process_time() - began < 5
-    assert query == "A mix has 1 to 50 parts, not more." if text.startswith('"a" + "a"') else str(query)
+    assert said == "A mix has 1 to 50 parts, not more." if again == '"a" + ' else len(said) <= 160

@@ -1,10 +1,15 @@
 """Every command and snippet that the README shows, run as it stands there, in its order."""
 
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import dagster as dg
@@ -13,12 +18,17 @@ import yaml
 
 from abo_pipeline import cli
 from abo_pipeline.definitions import defs
+from abo_pipeline.ladder import RUNGS
 from abo_pipeline.sample import SMALL_CLIP
 from abo_pipeline.settings import PROJECT_ROOT, Settings
+from abo_pipeline.store import opened_store
+from abo_pipeline.store.nearest import first_image
+from abo_pipeline.store.strategies import NAMES
 from abo_pipeline_tests.archives import jpeg
 
 README = (PROJECT_ROOT / "README.md").read_text(encoding="utf-8")
 OPERATIONS = (PROJECT_ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+SEARCH = (PROJECT_ROOT / "docs" / "search.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str, page: str = README) -> list[str]:
@@ -33,14 +43,44 @@ def commands(program: str, page: str = README) -> list[list[str]]:
 
 
 def codes_of(shown: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """The exit code of each command of abo, run in this process one after another."""
+    """The exit code of each command of abo, run in this process one after another.
+
+    ID in a command stands for a stored image, and URL for a picture in the web.
+    """
     codes = {}
     for words in shown:
-        monkeypatch.setattr(sys, "argv", words)
+        argv = [re.sub(r"\b(ID|URL)\b", lambda name: MEANT[name[0]](), word) for word in words]
+        monkeypatch.setattr(sys, "argv", argv)
         with pytest.raises(SystemExit) as exited:
             cli.main()
         codes[shlex.join(words)] = exited.value.code or 0
     return codes
+
+
+def stored_image() -> str:
+    """The id of an image that a run has embedded."""
+    settings = Settings.last()
+    with opened_store(settings) as store:
+        return first_image(store.find_space(settings.space_name))
+
+
+MEANT = {"ID": stored_image, "URL": lambda: os.environ["PICTURE_URL"]}
+
+
+@pytest.fixture
+def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A web server with the picture, as URL; on this machine, which has to be allowed."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("PICTURE_URL", f"http://127.0.0.1:{server.server_port}/photo.jpg")
+        monkeypatch.setenv("ABO_URL_HOSTS", "127.0.0.1")
+        yield
+        server.shutdown()
 
 
 @pytest.fixture
@@ -60,6 +100,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sample, database_url: 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("web")
 def test_every_abo_command_and_the_snippet_run(home, monkeypatch):
     shown = commands("abo")
     # The README begins with searches of what `make demo` has made; here the runs come first.
@@ -76,6 +117,7 @@ def test_every_abo_command_and_the_snippet_run(home, monkeypatch):
     assert (home / "red-shoe.png").is_file()
     assert len(names["hits"]) == 5
     assert all(hit.similarity >= 0.2 for hit in names["more"])
+    assert names["mixed"].page == 2
 
 
 def test_every_make_command_is_there():
@@ -101,7 +143,26 @@ def test_every_abo_command_of_the_operations_page_runs(monkeypatch):
     codes = codes_of([["abo", "run"], *shown], monkeypatch)
 
     assert codes == dict.fromkeys(codes, 0)
-    assert {words[1] for words in shown} == {"run", "plan", "failures", "retry-failures"}
+    assert {words[1] for words in shown} == {"run", "plan", "failures", "retry-failures", "ladder"}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("web")
+def test_every_abo_command_of_the_search_page_runs(home, monkeypatch):
+    shown = commands("abo", SEARCH)
+
+    codes = codes_of([["abo", "run"], *shown], monkeypatch)
+
+    assert codes == dict.fromkeys(codes, 0)
+    assert {words[1] for words in shown} == {"search", "index", "ladder", "run", "spaces", "export", "import"}
+    assert (home / "boots.png").is_file()
+    assert (home / "clip.parquet").is_file()
+
+
+def test_the_search_page_names_every_strategy():
+    section = SEARCH.split("\n## Indexes and their recall\n")[1].split("\n## ")[0]
+
+    assert tuple(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == NAMES
 
 
 def table_of(heading: str) -> list[str]:
@@ -118,13 +179,19 @@ def test_the_operations_page_names_every_schedule_sensor_and_check():
     assert sorted(table_of("Checks")) == sorted(checks)
 
 
+def test_the_operations_page_names_every_rung_of_the_ladder():
+    assert table_of("The storage ladder") == [rung.name for rung in RUNGS]
+
+
 def test_the_question_on_the_operations_page_is_one_that_the_launchpad_takes():
     (question,) = [block for block in blocks("yaml", OPERATIONS) if "search_images" in block]
 
     assert dg.validate_run_config(defs.resolve_job_def("search_job"), yaml.safe_load(question))
 
 
-@pytest.mark.parametrize(("page", "folder"), [(README, PROJECT_ROOT), (OPERATIONS, PROJECT_ROOT / "docs")])
+@pytest.mark.parametrize(
+    ("page", "folder"), [(README, PROJECT_ROOT), (OPERATIONS, PROJECT_ROOT / "docs"), (SEARCH, PROJECT_ROOT / "docs")]
+)
 def test_every_file_that_is_linked_to_is_there(page, folder):
     links = re.findall(r"\]\(((?!https?:|#)[^)]+)\)", page)
 
@@ -132,13 +199,14 @@ def test_every_file_that_is_linked_to_is_there(page, folder):
     assert [link for link in links if not (folder / link).exists()] == []
 
 
-def test_every_section_that_is_linked_to_is_there():
-    headings = re.findall(r"^#+ (.+)$", OPERATIONS, re.MULTILINE)
+@pytest.mark.parametrize("page", [OPERATIONS, SEARCH])
+def test_every_section_that_is_linked_to_is_there(page):
+    headings = re.findall(r"^#+ (.+)$", page, re.MULTILINE)
     anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
 
-    assert set(re.findall(r"\]\(#([^)]+)\)", OPERATIONS)) <= anchors
+    assert set(re.findall(r"\]\(#([^)]+)\)", page)) <= anchors
 
 
-@pytest.mark.parametrize("page", [README, OPERATIONS])
+@pytest.mark.parametrize("page", [README, OPERATIONS, SEARCH])
 def test_nothing_is_left_to_be_filled_in(page):
     assert "@@" not in page

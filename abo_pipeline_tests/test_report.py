@@ -10,9 +10,10 @@ from PIL import Image
 from sqlalchemy import text
 
 from abo_pipeline.errors import QueryError, SettingsError
-from abo_pipeline.grids import grid_figure, thumbnail
-from abo_pipeline.hits import Hit, Hits, TextQuery
+from abo_pipeline.grids import grid_figure, row_figure, thumbnail, title_of
+from abo_pipeline.hits import Hit, Hits
 from abo_pipeline.pictures import Pictures
+from abo_pipeline.queries import ImageQuery, LikeQuery, TextQuery, UrlQuery, parse_query
 from abo_pipeline.report import Comparison, Coverage, compare, coverage_of, write_report
 from abo_pipeline_tests.test_search import search
 
@@ -88,6 +89,32 @@ def test_a_title_with_a_dollar_is_drawn_as_it_is(tmp_path):
     assert Image.open(tmp_path / "grid.png").width > 100
 
 
+@pytest.mark.parametrize(
+    ("query", "title"),
+    [
+        (TextQuery("red shoe"), "“red shoe”"),
+        (TextQuery("like:x"), "“like:x”"),
+        (LikeQuery("71a"), "more like 71a"),
+        (ImageQuery(Path("/home/me/my photo.jpg")), "like the picture my photo.jpg"),
+        (UrlQuery("https://me:s3cret@example.org/a.jpg?key=s3cret"), "like the picture https://example.org/a.jpg"),
+        (parse_query('"red shoe" - 0.5*image:/home/me/photo.jpg'), '"red shoe" - 0.5*image:photo.jpg'),
+        (TextQuery("x" * 10_000_000), f"“{'x' * 159}…”"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_title_says_shortly_what_the_pictures_are_shown_for(query, title):
+    assert title_of(query) == title
+
+
+@pytest.mark.parametrize("query", [TextQuery("x " * 10_000), TextQuery("x" * 500), parse_query('"$1 \n" - "{}"')])
+def test_a_title_of_any_length_takes_two_lines_at_most(tmp_path, query):
+    figure = row_figure(Hits(query, (Hit(1, "a", "red", 0.5), Hit(2, "b", "blue", 0.4)), 10), Squares())
+
+    figure.savefig(tmp_path / "row.png")
+    assert figure._suptitle.get_text().count("\n") <= 1
+    assert figure._suptitle.get_window_extent().width <= figure.bbox.width
+
+
 def test_like_without_an_id_is_the_same_image_at_every_size(search):
     compared = compare(search, "like:", (10, 30), 3)
 
@@ -95,6 +122,14 @@ def test_like_without_an_id_is_the_same_image_at_every_size(search):
     assert compared.asked == f"aa/{image_id}.jpg"
     assert re.fullmatch(r"(red|blue)-\d+", image_id)
     assert all(image_id not in [hit.image_id for hit in found] for _, found in compared.by_size)
+
+
+def test_a_mix_is_compared_at_every_size_beside_the_first_stored_image_it_is_like(search):
+    compared = compare(search, '"red" - like: + 2*like:red-3 + like:red-4', (10, 30), 3)
+
+    assert re.fullmatch(r'"red" - like:(red|blue)-\d+ \+ 2\*like:red-3 \+ like:red-4', compared.query)
+    assert compared.asked == "aa/red-3.jpg"
+    assert compare(search, '"red" - like:', (10,), 3).asked is None
 
 
 def test_the_report_has_a_grid_a_query_a_page_and_numbers(search, tmp_path):

@@ -1,17 +1,21 @@
 """A whole run in this process: what it tells, what it skips, and how it ends when something is wrong."""
 
 import signal
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
 
 from abo_pipeline import store as store_module
+from abo_pipeline.defs.history import last_metadata, past_speed
 from abo_pipeline.embedding import Tally
 from abo_pipeline.errors import AboError, CatalogError, CheckError, FailuresError, SettingsError, StoreError
-from abo_pipeline.runner import dagster_instance, plan_run, retry_failures, run_pipeline
+from abo_pipeline.runner import dagster_instance, plan_run, retry_failures, run_pipeline, space_searched_instead
 from abo_pipeline.settings import Settings
-from abo_pipeline.store import open_store
+from abo_pipeline.store import open_store, opened_store, roster
+from abo_pipeline.store.golden import last_recording
+from abo_pipeline.store.spaces import Account
 from abo_pipeline_tests.archives import jpeg, write_images
 from abo_pipeline_tests.fakes import ColourEncoder
 
@@ -204,6 +208,111 @@ def test_a_space_of_another_model_stops_the_run_before_anything_is_written(setti
     (account,) = store.accounts("colours", [0])
     store.engine.dispose()
     assert (account.kept, account.embedded, account.departed) == (31, 30, 0)
+
+
+OTHER = ColourEncoder(model="other", fingerprint="0dd0dd0dd0dd0dd0")
+
+
+def test_a_run_into_a_space_beside_another_does_everything_there_and_nothing_to_the_first(settings):
+    beside = settings.model_copy(update={"space": "beside"})
+    first = run(settings).assets
+    told = Recorder()
+
+    run_pipeline(beside, told, encoder=OTHER)
+
+    # Dagster knows each partition as materialized; what counts is that nothing is embedded in this space.
+    assert told.to_embed == 31
+    assert {key for key, _ in told.batches} == {"00of4", "01of4", "02of4", "03of4"}
+    assert told.assets["image_embeddings"] == first["image_embeddings"]
+    assert told.assets["embedding_index"]["built"] == 2
+    # Its fixed queries are not compared with those of the other space.
+    assert [name for name in told.assets["golden_queries"] if name.startswith("overlap")] == []
+    made = [{name: told.assets[asset][name] for name in ("catalogue", "space")} for asset in MADE_FOR_A_SPACE]
+    assert made == [{"catalogue": "abo", "space": "beside"}] * len(MADE_FOR_A_SPACE)
+    with opened_store(settings) as store, dagster_instance(settings) as instance:
+        spaces = [store.find_space(name) for name in ("colours", "beside")]
+        accounts = [space.account() for space in spaces]
+        recorded = [last_recording(space).answers for space in spaces]
+        reports = [last_metadata(instance, "search_report", each) for each in (settings, beside)]
+        speeds = [past_speed(instance, model).runs for model in ("mean-colour", "other")]
+        stored = store.spaces()
+    assert accounts == [Account(kept=31, embedded=30, failed=1, pending=0, departed=0)] * 2
+    assert recorded[0] == recorded[1]
+    assert [Path(report["page_file"]).parent.name for report in reports] == ["colours", "beside"]
+    assert all(Path(report["page_file"]).is_file() for report in reports)
+    assert speeds == [4, 4]
+    assert [(space.name, space.model, space.sizes, space.is_default) for space in stored] == [
+        ("colours", "mean-colour", (10, 20), True),
+        ("beside", "other", (10, 20), False),
+    ]
+
+    again = [run(settings), Recorder()]
+    run_pipeline(beside, again[1], encoder=OTHER)
+    assert [(each.to_embed, each.assets["image_embeddings"]["partitions_run"]) for each in again] == [(0, 0)] * 2
+    assert [each.assets["embedding_index"]["built"] for each in again] == [0, 0]
+
+
+MADE_FOR_A_SPACE = ("embedding_index", "golden_queries", "search_report")
+
+
+def test_a_run_into_another_space_says_what_searches_use_until_they_are_switched(settings, monkeypatch):
+    beside = settings.model_copy(update={"space": "beside"})
+    run(settings)
+    run_pipeline(beside, Recorder(), encoder=OTHER)
+
+    def instead() -> list[str | None]:
+        return [space_searched_instead(each) for each in (settings, beside)]
+
+    after_the_run = instead()
+    with opened_store(settings) as store:
+        store.switch_default("beside")
+    after_the_switch = instead()
+    monkeypatch.setenv("ABO_SPACE", "colours")
+    with_the_variable = instead()
+
+    assert [after_the_run, after_the_switch, with_the_variable] == [
+        [None, "colours"],
+        ["beside", None],
+        [None, "colours"],
+    ]
+
+
+def test_a_space_is_not_dropped_under_a_run_that_embeds_into_it(settings, monkeypatch):
+    monkeypatch.setattr(roster, "_PATIENCE_SECONDS", 0.1)
+    run(settings)
+
+    class Intruder(Recorder):
+        refused: str | None = None
+
+        def embedding(self, partition_key: str, tally: Tally) -> None:
+            super().embedding(partition_key, tally)
+            if self.refused is None:
+                with opened_store(settings) as store, pytest.raises(StoreError) as refused:
+                    store.drop_space("beside")
+                self.refused = str(refused.value)
+
+    intruder = Intruder()
+    run_pipeline(settings.model_copy(update={"space": "beside"}), intruder, encoder=OTHER)
+
+    assert intruder.refused == "A run is writing into space beside. Try again when it has ended."
+    assert intruder.assets["image_embeddings"]["total_embedded"] == 30
+    with opened_store(settings) as store:
+        store.drop_space("beside")
+        assert store.space_names() == ["colours"]
+
+
+def test_a_space_that_was_dropped_is_embedded_anew_although_dagster_knows_its_partitions_as_done(settings):
+    beside = settings.model_copy(update={"space": "beside"})
+    run(settings)
+    run_pipeline(beside, Recorder(), encoder=OTHER)
+    with opened_store(settings) as store:
+        store.drop_space("beside")
+    told = Recorder()
+
+    run_pipeline(beside, told, encoder=OTHER)
+
+    assert (told.to_embed, told.assets["image_embeddings"]["embedded"]) == (31, 30)
+    assert told.assets["embedding_index"]["built"] == 2
 
 
 def test_a_second_run_on_the_same_state_is_refused_in_words(settings):

@@ -14,7 +14,7 @@ from abo_pipeline.archive import Archive
 from abo_pipeline.catalog import read_catalogue
 from abo_pipeline.embedding import Limits, embed_partition
 from abo_pipeline.errors import QueryError
-from abo_pipeline.hits import Hit, Hits, ImageQuery, LikeQuery, TextQuery, parse_query
+from abo_pipeline.hits import Hit, Hits, ImageQuery, LikeQuery, parse_query
 from abo_pipeline.sampling import cutoff
 from abo_pipeline.search import ImageSearch
 from abo_pipeline.settings import Settings
@@ -217,6 +217,12 @@ def test_hits_are_plain_values_as_json(search):
     }
 
 
+def test_a_query_is_printed_in_json_as_it_is_written(search):
+    query = parse_query('"red" - 0.5*"blue" + like:red-3')
+
+    assert search(query, k=1).as_json()["query"] == '"red" - 0.5*"blue" + like:red-3'
+
+
 def test_display_shows_the_hits_in_a_row(search, tmp_path):
     figure = search.display(search("red", k=3, size=40))
 
@@ -238,18 +244,3 @@ def test_display_of_many_has_ten_in_a_row(search):
 
     assert figure.axes[0].get_gridspec().get_geometry() == (3, 10)
     assert [bool(axes.images) for axes in figure.axes] == [True] * 25 + [False] * 5
-
-
-@pytest.mark.parametrize(
-    ("written", "meant"),
-    [
-        ("red shoe", TextQuery("red shoe")),
-        ("  red shoe ", TextQuery("red shoe")),
-        ("like:71abc", LikeQuery("71abc")),
-        ("like: 71abc ", LikeQuery("71abc")),
-        ("like:", LikeQuery("")),
-        ("I like: shoes", TextQuery("I like: shoes")),
-    ],
-)
-def test_a_query_as_people_write_it(written, meant):
-    assert parse_query(written) == meant

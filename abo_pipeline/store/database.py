@@ -6,14 +6,19 @@ is run is for ``embedded``.
 
 import logging
 import re
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import psycopg
+from numpy.typing import NDArray
 from pgvector.psycopg import register_vector
+from psycopg.adapt import Dumper
+from psycopg.pq import Format
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
@@ -317,6 +322,19 @@ def _enter_schema(catalogue: str, connection: Any, record: object) -> None:
 def _register_vector(connection: Any, record: object) -> None:
     del record
     register_vector(connection)
+    vector = connection.adapters.types["vector"].oid
+    connection.adapters.register_dumper(np.ndarray, type("_ArrayDumper", (_ArrayDumper,), {"oid": vector}))
+
+
+class _ArrayDumper(Dumper):
+    """An array as a vector in Postgres's binary format; pgvector's own dumper copies it four times on the way."""
+
+    format = Format.BINARY
+
+    def dump(self, obj: NDArray[np.float32]) -> bytes:
+        if obj.ndim != 1:
+            raise ValueError(f"a vector has one dimension, and this array has {obj.ndim}")
+        return struct.pack(">HH", len(obj), 0) + obj.astype(">f4").tobytes()
 
 
 def _shown(url: URL) -> str:

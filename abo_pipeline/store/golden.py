@@ -47,8 +47,12 @@ def last_recording(space: EmbeddingSpace) -> Recording | None:
 
 
 def record(space: EmbeddingSpace, answers: Answers) -> Recording:
-    """Keep answers as the newest recording, and forget all but the last ``KEPT_RECORDINGS``."""
-    with transaction(space.engine) as connection:
+    """Keep answers as the newest recording, and forget all but the last ``KEPT_RECORDINGS``.
+
+    Raises:
+        StoreError: the space has been dropped since it was opened.
+    """
+    with space.being_written(), transaction(space.engine) as connection:
         now = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
         rows = [
             {

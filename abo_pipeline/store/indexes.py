@@ -25,7 +25,7 @@ from abo_pipeline.errors import StoreError
 from abo_pipeline.store.database import ensure_vectorscale, transaction, translated
 from abo_pipeline.store.schema import Background, SizeIndex
 from abo_pipeline.store.spaces import EmbeddingSpace
-from abo_pipeline.store.strategies import DISKANN, EXACT, HNSW, METHODS, STRATEGIES, Strategy
+from abo_pipeline.store.strategies import DISKANN, EXACT, HNSW, METHODS, STRATEGIES, Strategy, membership
 
 _POLL_SECONDS = 1.0
 _LOCK_NAMESPACE = 0x41424F
@@ -212,19 +212,16 @@ def _build(
     in_place = _is_valid(connection, space, name)
     if not in_place:
         _drop(connection, name)
-    memory = _memory_mb(rows, space.dimension, memory_mb)
-    workers = max(0, min(_cores() - 1, 7))
-    progress(f"building {name} over {rows:,} rows with {memory} MB and {workers + 1} process(es)")
+    means = provide_means(connection, rows, space.dimension, memory_mb)
+    progress(f"building {name} over {rows:,} rows with {means}")
     statement = text(
         f"REINDEX INDEX CONCURRENTLY {_qualified(connection, name)}"
         if in_place
         else f"CREATE INDEX CONCURRENTLY {name} ON {space.table.name} "
-        f"{strategy.definition(rows, space.dimension)} WHERE sample_key <= {cutoff}"
+        f"{strategy.definition(rows, space.dimension)} WHERE {membership(cutoff)}"
     )
-    connection.execute(text(f"SET maintenance_work_mem = '{memory}MB'"))
-    connection.execute(text(f"SET max_parallel_maintenance_workers = {workers}"))
     try:
-        with _watched(connection, space, progress):
+        with watched(connection, space, progress):
             connection.execute(statement)
     except DBAPIError as error:
         # The session may have died of it, and its lock is needed: clean up in another.
@@ -236,6 +233,15 @@ def _build(
             "The one before it, if any, still serves."
         ) from error
     connection.execute(text(f"ANALYZE {space.table.name}"))
+
+
+def provide_means(connection: Connection, rows: int, dimension: int, memory_mb: int) -> str:
+    """Let a session use memory and processes for building an index over so many vectors; says in words how much."""
+    memory = _memory_mb(rows, dimension, memory_mb)
+    workers = max(0, min(_cores() - 1, 7))
+    connection.execute(text(f"SET maintenance_work_mem = '{memory}MB'"))
+    connection.execute(text(f"SET max_parallel_maintenance_workers = {workers}"))
+    return f"{memory} MB and {workers + 1} process(es)"
 
 
 def _memory_mb(rows: int, dimension: int, limit_mb: int) -> int:
@@ -255,7 +261,7 @@ def _cores() -> int:
 
 
 @contextmanager
-def _watched(connection: Connection, space: EmbeddingSpace, progress: Progress) -> Iterator[None]:
+def watched(connection: Connection, space: EmbeddingSpace, progress: Progress) -> Iterator[None]:
     """Report a build's progress from a second connection, about once a second, until the block ends."""
     pid = connection.scalar(text("SELECT pg_backend_pid()"))
     done = threading.Event()

@@ -2,6 +2,7 @@
 
 Rows go by binary COPY into a temporary table and from there into the real one, where a row that is there already and
 does not differ is left alone: no dead row, no work for an index. COPY is some fifteen times as fast as the ORM here.
+``copy`` leaves the detour out, for rows that are known to be new: it costs more than half of a merge.
 """
 
 from collections.abc import Iterable, Sequence
@@ -44,7 +45,7 @@ def merge(
     values = [quote(name) for name in columns if quote(name) not in keys]
     every = ", ".join(quote(name) for name in columns)
     connection.execute(text(f"CREATE TEMP TABLE {staging} ON COMMIT DROP AS SELECT {every} FROM {target} WITH NO DATA"))
-    _copy(connection, table, staging, columns, rows)
+    _copy_into(connection, staging, table, columns, rows)
     removed = 0
     if replace:
         same = " AND ".join(f"s.{key} = t.{key}" for key in keys)
@@ -68,8 +69,23 @@ def merge(
     return Merged(added=added, changed=changed, removed=removed)
 
 
-def _copy(
-    connection: Connection, table: Table, staging: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
+def copy(connection: Connection, table: Table, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Add rows that are not there.
+
+    Args:
+        connection: in a transaction, which is the caller's to commit.
+        table: where they go.
+        columns: names of the values in each row; other columns get their default.
+        rows: values in the columns' order.
+
+    Raises:
+        psycopg.errors.UniqueViolation: one is there after all; the transaction can only be undone.
+    """
+    _copy_into(connection, connection.dialect.identifier_preparer.quote(table.name), table, columns, rows)
+
+
+def _copy_into(
+    connection: Connection, target: str, table: Table, columns: Sequence[str], rows: Iterable[Sequence[Any]]
 ) -> None:
     """Binary COPY through the connection's own psycopg cursor, so that it is part of the same transaction."""
     dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
@@ -78,11 +94,11 @@ def _copy(
     driver: Any = connection.connection.driver_connection
     with (
         driver.cursor() as cursor,
-        cursor.copy(f"COPY {staging} ({names}) FROM STDIN (FORMAT BINARY)") as copy,
+        cursor.copy(f"COPY {target} ({names}) FROM STDIN (FORMAT BINARY)") as copying,
     ):
-        copy.set_types(types)
+        copying.set_types(types)
         for row in rows:
-            copy.write_row(row)
+            copying.write_row(row)
 
 
 def _base_name(sql_type: str) -> str:

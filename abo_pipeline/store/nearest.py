@@ -25,7 +25,7 @@ from abo_pipeline.store.database import damage, is_gone, transaction, tuned
 from abo_pipeline.store.filtering import estimated_share, matching_images, parameters, row_condition
 from abo_pipeline.store.schema import Image, SizeIndex
 from abo_pipeline.store.spaces import EmbeddingSpace
-from abo_pipeline.store.strategies import EXACT, MAX_EF_SEARCH, STRATEGIES, Strategy
+from abo_pipeline.store.strategies import EXACT, MAX_EF_SEARCH, STRATEGIES, Strategy, membership
 
 MOST_BY_INDEX = MAX_EF_SEARCH
 """A larger k is answered exactly."""
@@ -261,27 +261,22 @@ def statement_of(space: EmbeddingSpace, ask: Ask, way: Way) -> tuple[TextClause,
 
 @contextmanager
 def searching(space: EmbeddingSpace, ask: Ask, way: Way) -> Iterator[Connection]:
-    """A connection as a search needs it: an exact one without the settings that keep the planner to an index.
+    """A connection as a search needs it.
 
     Raises:
         DamagedIndexError: the search goes by an index, and that cannot be read.
         StoreError: the server does not answer, or goes away in the middle.
     """
-    if way.strategy is None:
-        with transaction(space.engine) as connection:
-            yield connection
-        return
-    settings = {
-        **way.strategy.settings(ask.k, way.effort, way.visited),
-        # On a small table the planner would rather sort all rows than trust an index.
-        "enable_sort": "off",
-        "enable_seqscan": "off",
-    }
+    # On a small table the planner would rather sort all rows than trust an index.
+    settings = dict.fromkeys(("enable_sort", "enable_seqscan"), "off" if way.strategy else "on")
+    if way.strategy:
+        settings |= way.strategy.settings(ask.k, way.effort, way.visited)
     try:
         with tuned(space.engine, settings) as connection:
             yield connection
     except (DBAPIError, StoreError) as error:
-        if (said := damage(error)) is None:
+        said = damage(error) if way.strategy else None
+        if said is None:
             raise
         raise DamagedIndexError(f"Index {ask.scope.index_name}", said) from error
 
@@ -337,7 +332,7 @@ def _fetch(space: EmbeddingSpace, ask: Ask, way: Way) -> Sequence[Any]:
     try:
         return _rows(space, ask, way)
     except StoreError as error:
-        if way.strategy is None or not is_gone(error):
+        if not is_gone(error):
             raise
         # The server was started anew since the last search. Reading once more does no harm.
         return _rows(space, ask, way)
@@ -355,18 +350,14 @@ def _neighbour(row: Any) -> Neighbour:
 
 
 def _indexed(space: EmbeddingSpace, ask: Ask, strategy: Strategy) -> TextClause:
-    """By the partial index, then by exact distance.
-
-    The cutoff is a literal: as a parameter it would be lost to the planner once the statement has a generic plan, and
-    the partial index with it.
-    """
-    # A reach is how far the index takes an image to be; the farthest is null if it had fewer candidates to give.
+    """By the partial index, then by exact distance."""
+    # A reach is how far the index takes an image to be; that of the farthest candidate is null if there were no more.
     # Images that left the catalogue go before the limit, so that they take nobody's place.
     return text(
         f"""
         WITH candidates AS MATERIALIZED (
             SELECT image_id, embedding, {strategy.reach(space.dimension)} AS reach FROM {space.table.name} e
-            WHERE sample_key <= {ask.scope.cutoff} AND image_id <> ALL (CAST(:exclude AS text[]))
+            WHERE {membership(ask.scope.cutoff)} AND image_id <> ALL (CAST(:exclude AS text[]))
             AND {_BEHIND if ask.after else "true"} AND {row_condition(ask.filters, space.engine)}
             ORDER BY {strategy.ordering(space.dimension)}
             LIMIT :candidates

@@ -4,6 +4,7 @@ The default space is kept in the database, so that it is the same for everybody 
 one statement. A run never does. The rows of one space are in ``spaces``.
 """
 
+import shlex
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -140,7 +141,7 @@ def switch_default(space: EmbeddingSpace) -> str | None:
             return space.name
     raise StoreError(
         f"Space {space.name} holds no vectors yet, so searches cannot use it. Embed into it first: "
-        f"abo run --model {space.model} --space {space.name}"
+        f"abo run --model {shlex.quote(space.model)} --space {space.name}"
     )
 
 

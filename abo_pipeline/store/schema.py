@@ -46,7 +46,7 @@ class Image(Base):
     """A kept image of the catalogue."""
 
     __tablename__ = "images"
-    __table_args__ = (Index("images_by_sample_key", "sample_key"),)
+    __table_args__ = (Index("images_by_sample_key", "sample_key"), Index("images_by_digest", "digest"))
 
     image_id: Mapped[str] = mapped_column(Text, primary_key=True)
     path: Mapped[str] = mapped_column(Text)
@@ -232,6 +232,7 @@ def _add_what_is_measured(connection: Connection) -> None:
         )
     )
     connection.execute(text("CREATE INDEX product_images_by_product ON product_images (item_id, domain_name)"))
+    connection.execute(text("CREATE INDEX images_by_digest ON images (digest)"))
 
 
 def _add_search_default(connection: Connection) -> None:

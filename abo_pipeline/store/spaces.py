@@ -9,24 +9,27 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from sqlalchemy import Connection, Engine, Table, Text, TextClause, any_, bindparam, delete, func, select, text, update
+from sqlalchemy import BigInteger, Connection, Engine, Table, TextClause, bindparam, func, select, text, update
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from abo_pipeline.encoder import Encoder
 from abo_pipeline.errors import StoreError
-from abo_pipeline.sampling import LAST_KEY
+from abo_pipeline.sampling import KEY_BITS, LAST_KEY
 from abo_pipeline.store.database import transaction, translated
-from abo_pipeline.store.merge import merge
+from abo_pipeline.store.merge import copy, merge
 from abo_pipeline.store.schema import Failure, Image, Space, embeddings_table
 
 NORM_TOLERANCE = 1e-3
 """How far from 1 the length of a vector may be."""
+
+_STRETCH_BITS = KEY_BITS - 8
+"""Whoever writes of an image locks its stretch of the keys, one of 256."""
 
 _WRITERS_NAMESPACE = 0x41424F57
 _POLL_SECONDS = 0.2
@@ -54,6 +57,31 @@ class Failed:
     stage: str
     error_type: str
     message: str
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """What became of vectors that were made elsewhere, in images.
+
+    Attributes:
+        accepted: stored.
+        unchanged: embedded here already, from the very same bytes; left as they are.
+        unknown: not in this catalogue; left out.
+        other_bytes: in this catalogue, with a file of other content; left out.
+    """
+
+    accepted: int = 0
+    unchanged: int = 0
+    unknown: int = 0
+    other_bytes: int = 0
+
+    def __add__(self, other: "Adopted") -> "Adopted":
+        return Adopted(
+            self.accepted + other.accepted,
+            self.unchanged + other.unchanged,
+            self.unknown + other.unknown,
+            self.other_bytes + other.other_bytes,
+        )
 
 
 @dataclass(frozen=True)
@@ -228,23 +256,47 @@ class EmbeddingSpace:
         Raises:
             StoreError: a vector's length is not the space's dimension, or the database does not answer.
         """
-        for image in embedded:
-            if image.vector.shape != (self.dimension,):
-                raise StoreError(
-                    f"The vector of {image.image_id} has {image.vector.size} dimensions; "
-                    f"space {self.name} has {self.dimension}."
-                )
-        rows = [(image.image_id, image.sample_key, image.digest, self.fingerprint, image.vector) for image in embedded]
-        good, bad = [image.image_id for image in embedded], [failure.image_id for failure in failed]
+        self._check_dimensions(embedded)
         with transaction(self.engine) as connection:
-            self._take_turns(connection, good + bad)
-            self._forget_failures(connection, good)
-            self._forget_vectors(connection, bad)
-            if rows:
-                merge(connection, self.table, _EMBEDDING_COLUMNS, rows)
+            self._take_turns(connection, (*embedded, *failed))
+            if embedded:
+                self._store_vectors(connection, embedded)
             if failed:
+                self._forget_vectors(connection, [failure.image_id for failure in failed])
                 _record_failures(connection, self.name, failed)
             self._note_change(connection)
+
+    def adopt(self, embedded: Sequence[Embedded]) -> Adopted:
+        """Store vectors that this space's encoder made elsewhere, in a transaction of its own.
+
+        Only of images that the catalogue has, with the very same bytes, and that are not embedded here: those of
+        another machine may differ in their last digits, which is no reason to write them, and an index, anew.
+
+        Args:
+            embedded: no image twice.
+
+        Raises:
+            StoreError: a vector's length is not the space's dimension, or the database does not answer.
+        """
+        self._check_dimensions(embedded)
+        image_ids = [image.image_id for image in embedded]
+        # What the catalogue says of them must hold until they are stored.
+        kept = "SELECT image_id, digest FROM images WHERE image_id = ANY(%(ids)b) ORDER BY image_id FOR NO KEY UPDATE"
+        there = (
+            f"SELECT image_id, digest FROM {self.table.name} "
+            "WHERE image_id = ANY(%(ids)b) AND fingerprint = %(fingerprint)s"
+        )
+        with transaction(self.engine) as connection:
+            self._take_turns(connection, embedded)
+            catalogue = dict(_of_images(connection, kept, image_ids))
+            stored = dict(_of_images(connection, there, image_ids, fingerprint=self.fingerprint))
+            known = [image for image in embedded if image.image_id in catalogue]
+            same = [image for image in known if catalogue[image.image_id] == image.digest]
+            new = [image for image in same if stored.get(image.image_id) != image.digest]
+            if new:
+                self._store_vectors(connection, new)
+                self._note_change(connection)
+        return Adopted(len(new), len(same) - len(new), len(embedded) - len(known), len(known) - len(same))
 
     def remove(self, image_ids: Sequence[str]) -> None:
         """Forget images: their vectors and their failures."""
@@ -357,24 +409,65 @@ class EmbeddingSpace:
         changed = update(Space).where(Space.name.in_(free)).values(changed_at=func.clock_timestamp())
         connection.execute(changed)
 
-    def _take_turns(self, connection: Connection, image_ids: Sequence[str]) -> None:
-        """Wait for whoever else writes of these images, in an order that cannot become a deadlock.
+    def _take_turns(self, connection: Connection, images: Sequence[Embedded | Failed]) -> None:
+        """Wait for whoever else writes near these images' keys, in an order that cannot become a deadlock.
 
-        Of two runs with different outcomes for an image, neither would see, and so remove, the other's row.
+        Of two runs with different outcomes for an image, neither would see, and so remove, the other's row. The key
+        space has so few stretches that a batch needs few locks, and so many that partitions seldom share one.
         """
-        these = Image.image_id == any_(bindparam("ids", type_=ARRAY(Text)))
-        lock = select(Image.image_id).where(these).order_by(Image.image_id).with_for_update(key_share=True)
-        connection.execute(lock, {"ids": list(image_ids)})
+        lock = text(
+            "SELECT pg_advisory_xact_lock(hashtextextended(current_schema() || '.' || :space, stretch)) "
+            "FROM unnest(:stretches) stretch"
+        )
+        stretches = sorted({image.sample_key >> _STRETCH_BITS for image in images})
+        connection.execute(lock.bindparams(bindparam("stretches", stretches, ARRAY(BigInteger))), {"space": self.name})
+
+    def _check_dimensions(self, embedded: Sequence[Embedded]) -> None:
+        for image in embedded:
+            if image.vector.shape != (self.dimension,):
+                raise StoreError(
+                    f"The vector of {image.image_id} has {image.vector.size} dimensions; "
+                    f"space {self.name} has {self.dimension}."
+                )
+
+    def _store_vectors(self, connection: Connection, embedded: Sequence[Embedded]) -> None:
+        """Store vectors in the place of failures: those that are there by a merge, new ones without its detour.
+
+        For that nobody may add one of them meanwhile, and who would is waiting for this turn to end.
+        """
+        # One statement for both, because to send the ids takes longer than to find them.
+        statement = (
+            "WITH forgotten AS (DELETE FROM failures WHERE space = %(space)s AND image_id = ANY(%(ids)b)) "
+            f"SELECT image_id FROM {self.table.name} WHERE image_id = ANY(%(ids)b)"
+        )
+        found = _of_images(connection, statement, [image.image_id for image in embedded], space=self.name)
+        there = {image_id for (image_id,) in found}
+        # Made while the server is busy with those before.
+        new = (self._row(image) for image in embedded if image.image_id not in there)
+        copy(connection, self.table, _EMBEDDING_COLUMNS, new)
+        if there:
+            known = (self._row(image) for image in embedded if image.image_id in there)
+            merge(connection, self.table, _EMBEDDING_COLUMNS, known)
+
+    def _row(self, image: Embedded) -> tuple[Any, ...]:
+        return image.image_id, image.sample_key, image.digest, self.fingerprint, image.vector
 
     def _forget_failures(self, connection: Connection, image_ids: Sequence[str]) -> None:
-        if image_ids:
-            gone = Failure.image_id == any_(bindparam("ids", type_=ARRAY(Text)))
-            connection.execute(delete(Failure).where(Failure.space == self.name, gone), {"ids": list(image_ids)})
+        gone = "DELETE FROM failures WHERE space = %(space)s AND image_id = ANY(%(ids)b)"
+        _of_images(connection, gone, image_ids, space=self.name)
 
     def _forget_vectors(self, connection: Connection, image_ids: Sequence[str]) -> None:
-        if image_ids:
-            gone = self.table.c.image_id == any_(bindparam("ids", type_=ARRAY(Text)))
-            connection.execute(delete(self.table).where(gone), {"ids": list(image_ids)})
+        _of_images(connection, f"DELETE FROM {self.table.name} WHERE image_id = ANY(%(ids)b)", image_ids)
+
+
+def _of_images(connection: Connection, statement: str, image_ids: Sequence[str], **parameters: str) -> Any:
+    """Execute a statement that is about so many images; its cursor.
+
+    By psycopg, which sends a list in binary (``%(ids)b``) at a quarter of the cost of text. Never prepared, for a plan
+    that was made while the table was small would go on reading all of it as it grows.
+    """
+    driver: Any = connection.connection.driver_connection
+    return driver.execute(statement, {"ids": list(image_ids), **parameters}, prepare=False)
 
 
 def _writers_lock(function: str) -> TextClause:

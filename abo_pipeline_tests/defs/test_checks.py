@@ -8,10 +8,13 @@ import pytest
 from sqlalchemy import text
 
 from abo_pipeline import catalog
+from abo_pipeline.definitions import build_definitions
 from abo_pipeline.defs import checks as checks_module
 from abo_pipeline.errors import StoreError
+from abo_pipeline.settings import Settings
 from abo_pipeline.store import open_store
 from abo_pipeline_tests.defs.conftest import checks, materialize, materialize_all
+from abo_pipeline_tests.fakes import ColourEncoder
 
 FIRST_HALF = "sample_key < 4611686018427387904"
 """The images of partition 00of2."""
@@ -224,6 +227,19 @@ def test_a_report_that_shows_everything_is_fresh(evaluate):
     found = evaluate("search_report", "report_is_fresh")
 
     assert (found.passed, found.description) == (True, "nothing has changed since")
+
+
+def test_what_was_made_for_another_space_is_not_mistaken_for_this_ones(evaluate, colours, instance):
+    other = Settings.read(**colours.model_dump() | {"space": "others"})
+    encoder = ColourEncoder(model="other", fingerprint="0dd0dd0dd0dd0dd0")
+    materialize_all(build_definitions(other, encoder=encoder), instance)
+
+    fresh = evaluate("search_report", "report_is_fresh")
+    steady = evaluate("golden_queries", "golden_queries_are_steady")
+
+    assert (fresh.passed, fresh.description) == (True, "nothing has changed since")
+    # Either space has been recorded once: there is nothing to compare with, and least of all the other's answers.
+    assert (steady.passed, steady.description) == (True, "nothing to compare with yet")
 
 
 def test_other_answers_to_the_fixed_queries_are_a_warning(evaluate, definitions, instance):

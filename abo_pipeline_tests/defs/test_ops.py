@@ -11,6 +11,7 @@ from abo_pipeline.defs.history import EMBEDDINGS
 from abo_pipeline.defs.ops import SearchConfig
 from abo_pipeline.errors import FailuresError, QueryError
 from abo_pipeline.settings import Settings
+from abo_pipeline.store import opened_store
 from abo_pipeline_tests.archives import jpeg, write_images
 from abo_pipeline_tests.defs.conftest import materialize, materialize_all
 from abo_pipeline_tests.fakes import ColourEncoder
@@ -55,14 +56,56 @@ def test_a_picture_and_a_stored_image_can_be_searched_by(search, tmp_path):
     assert first not in ids(by_id)
 
 
-@pytest.mark.parametrize(
-    ("config", "count"), [({}, 0), ({"text": "red", "like": "x"}, 2), ({"text": "a", "image": "b", "like": "c"}, 3)]
-)
-def test_exactly_one_kind_of_query_is_asked_for(config, count):
-    with pytest.raises(QueryError) as caught:
-        SearchConfig(**config).query()
+def test_the_space_that_searches_use_is_searched_whichever_this_code_location_embeds_into(
+    search, colours, instance, encoder, monkeypatch
+):
+    beside = Settings.read(**colours.model_dump() | {"space": "clip"})
+    materialize_all(build_definitions(beside, encoder=encoder), instance)
 
-    assert str(caught.value) == f"Give exactly one of a text, a picture and a stored image; {count} were given."
+    with opened_store(colours) as store:
+        by_default, shown = search(text="red", k=3)
+        asked, _ = search(text="red", k=3, space="clip")
+        store.switch_default("clip")
+        after_the_switch, _ = search(text="red", k=3)
+        monkeypatch.setenv("ABO_SPACE", "colours")
+        by_variable, _ = search(text="red", k=3)
+
+    assert [answer["space"] for answer in (by_default, asked, after_the_switch, by_variable)] == [
+        *("colours", "clip", "clip", "colours")
+    ]
+    assert shown["space"].value == "colours"
+    assert asked == after_the_switch
+    assert by_variable == by_default
+
+
+def test_a_space_that_is_not_there_is_refused_with_those_that_are(search):
+    with pytest.raises(QueryError, match=r"into space nope yet\. This catalogue has colours\."):
+        search(text="red", space="nope")
+
+
+def test_a_mix_can_be_written_as_the_text_and_a_text_that_is_none_is_pointed_out(search):
+    answer, shown = search(text='"red" + "blue" - "red"', k=3)
+    one_text, _ = search(text='"red" - blue', k=3)
+
+    assert answer["query"] == '"red" + "blue" - "red"'
+    assert all(image_id.startswith("blue-") for image_id in ids(answer))
+    assert shown["pictures"].value.startswith('!["red" + "blue" - "red"](data:image/png;base64,')
+    assert one_text["warnings"] == [
+        'The query was read as one text. A mix is written like this: "red shoe" + like:ID - 0.5*"heel".'
+    ]
+
+
+def test_several_fields_are_a_mix():
+    config = SearchConfig(text="red", image="a b.jpg", url="https://example.org/a", like="x", plus=["y"], minus=["z"])
+
+    assert str(config.query()) == ('"red" + image:"a b.jpg" + like:x + url:https://example.org/a + "y" - "z"')
+
+
+def test_nothing_to_search_by_is_refused():
+    with pytest.raises(QueryError) as caught:
+        SearchConfig().query()
+
+    assert str(caught.value) == ("Nothing is asked for. Give a text, a picture, a URL or a stored image to search by.")
 
 
 def test_a_wrong_type_is_refused_before_the_run(definitions, instance):

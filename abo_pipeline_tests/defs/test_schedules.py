@@ -252,14 +252,32 @@ def test_the_report_is_renewed_when_something_was_embedded_since_the_last_one(de
     assert tick("renew_report") == ["everything"]
 
 
-def test_a_report_for_another_space_is_not_this_ones_report(definitions, instance, tick, eight):
-    materialize_all(definitions, instance, partitions=8)
-    assert tick("renew_report").startswith("nothing was embedded since")
+def test_a_report_for_another_space_is_not_this_ones_report_nor_does_it_hide_it(definitions, instance, tick, eight):
     other = build_definitions(Settings.read(**eight.model_dump() | {"space": "others"}), encoder=ColourEncoder())
-
     materialize_all(other, instance, partitions=8)
-
+    embed(definitions, instance, *KEYS)
     assert tick("renew_report") == ["everything"]
+
+    materialize(definitions, instance, "embedding_index", "golden_queries", "search_report")
+    assert tick("renew_report").startswith("nothing was embedded since")
+
+    materialize(other, instance, "search_report")
+    assert tick("renew_report").startswith("nothing was embedded since")
+
+
+def test_partitions_of_a_new_space_are_asked_for_although_dagster_knows_them_as_done(definitions, instance, eight):
+    materialize_all(definitions, instance, partitions=8)
+    beside = Settings.read(**eight.model_dump() | {"space": "others"})
+    other = build_definitions(beside, encoder=ColourEncoder(model="other", fingerprint="0dd0dd0dd0dd0dd0"))
+
+    asked = []
+    while requests := evaluate(other, instance, beside, "fill_partitions").run_requests:
+        keys = [request.partition_key for request in requests]
+        embed(other, instance, *keys)
+        asked += keys
+
+    assert asked == KEYS
+    assert evaluate(definitions, instance, eight, "fill_partitions").skip_message == "nothing is to do"
 
 
 def test_a_report_that_is_being_made_is_not_asked_for_again(definitions, instance, tick):

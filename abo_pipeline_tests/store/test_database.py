@@ -153,7 +153,7 @@ def test_a_database_of_the_first_version_is_brought_to_what_a_fresh_one_has(make
     open_engine(fresh).dispose()
     open_engine(old).dispose()
     execute(old, "DROP TABLE abo.golden_hits, abo.search_default, abo.backgrounds")
-    execute(old, "DROP INDEX abo.product_images_by_product")
+    execute(old, "DROP INDEX abo.product_images_by_product, abo.images_by_digest")
     for column in ("strategy", "rows", "extension", "efforts", "measured", "measured_at"):
         execute(old, f"ALTER TABLE abo.size_indexes DROP COLUMN {column}")
     execute(old, "ALTER TABLE abo.size_indexes ALTER COLUMN index_name SET NOT NULL")

@@ -142,7 +142,7 @@ def test_an_index_is_over_half_precision_and_over_its_size_only(space):
 
     assert definition == (
         f"CREATE INDEX {name} ON abo.embeddings_clip USING hnsw (((embedding)::halfvec(16)) halfvec_cosine_ops) "
-        "WITH (m='24', ef_construction='128') WHERE (sample_key <= 99)"
+        "WITH (m='24', ef_construction='128') WHERE ((sample_key <= 99) AND (sample_key <> ('-1'::integer - 99)))"
     )
 
 

@@ -15,9 +15,19 @@ from abo_pipeline.store import Store
 from abo_pipeline.store.database import open_engine, transaction
 from abo_pipeline.store.embedded import EmbeddedServer
 from abo_pipeline.store.explain import plan_of
-from abo_pipeline.store.nearest import Ask, Neighbour, Scope, first_image, nearest, scope, stored_vector
+from abo_pipeline.store.indexes import build_index
+from abo_pipeline.store.nearest import (
+    Ask,
+    Neighbour,
+    Scope,
+    first_image,
+    nearest,
+    scope,
+    stored_vector,
+    stored_with_digest,
+)
 from abo_pipeline.store.spaces import Embedded
-from abo_pipeline_tests.library import DIMENSION, Clip, Library, NamedEncoder, Vectors, ids, stored_library
+from abo_pipeline_tests.library import DIMENSION, Library, NamedEncoder, Vectors, clip, ids, stored_library
 
 ROWS = 3_000
 SIZES = (300, 1_000, 3_000)
@@ -32,7 +42,7 @@ def picture(name: str, similarity: float, *product: str) -> Neighbour:
 @pytest.fixture(scope="module")
 def library(server: EmbeddedServer) -> Iterator[Library]:
     """Three thousand pictures with an index for each of three sizes. No test changes it."""
-    vectors = Clip().images(ROWS)
+    vectors = clip().images(ROWS)
     # Some pictures are in it four times, byte by byte.
     vectors[-90:] = np.repeat(vectors[:30], 3, axis=0)
     with stored_library(server, vectors) as library:
@@ -42,7 +52,7 @@ def library(server: EmbeddedServer) -> Iterator[Library]:
 
 def queries(count: int) -> list[Vectors]:
     """So many that are like pictures, and as many that are like texts."""
-    return [*Clip().like_images(count), *Clip().texts(count)]
+    return [*clip().like_images(count), *clip().texts(count)]
 
 
 # --- Exactly ---
@@ -92,7 +102,7 @@ def test_similarities_are_numpys(library, within):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", ["image", "text"])
 def test_an_index_finds_what_an_exact_search_finds(library, size, kind):
-    asked = Clip().like_images(40) if kind == "image" else Clip().texts(40)
+    asked = clip().like_images(40) if kind == "image" else clip().texts(40)
     within = scope(library.space, size)
 
     recall = library.recall(asked, 10, within)
@@ -140,6 +150,22 @@ def test_the_hundredth_search_goes_by_the_index_as_the_first_did(library):
     while counted() < before + 100 and time.monotonic() < deadline:
         time.sleep(0.05)
     assert counted() == before + 100
+
+
+@pytest.mark.parametrize("strategy", ["hnsw", "ivfflat", "bit"])
+def test_a_size_is_searched_by_its_own_index_although_a_larger_ones_would_be_cheaper(store, strategy):
+    library = Library(store, clip().images(1_500))
+    # Of inverted lists, the smaller size has one, and the larger two that are half as long.
+    for size in (1_400, 1_450):
+        build_index(library.space, size, library.cutoff(size), memory_mb=64, strategy=strategy)
+
+    plans = {
+        size: plan_of(library.space, Ask(clip().texts(1)[0], 10, scope(library.space, size), effort=1))
+        for size in (1_400, 1_450)
+    }
+
+    used = {size: f"using {scope(library.space, size).index_name} " in plan for size, plan in plans.items()}
+    assert used == {1_400: True, 1_450: True}
 
 
 @pytest.mark.parametrize(("k", "left_out"), [(10, 0), (10, 250), (100, 0), (333, 0)])
@@ -292,7 +318,7 @@ def test_the_smallest_key_there_can_be_is_a_cutoff_too(store):
 @pytest.fixture
 def small(store: Store) -> Library:
     """Eight hundred pictures, all of them indexed; a test's own to change."""
-    library = Library(store, Clip(seed=5).images(800))
+    library = Library(store, clip(seed=5).images(800))
     library.index(800)
     return library
 
@@ -305,7 +331,7 @@ def both(library: Library) -> list[Scope]:
 
 
 def test_an_image_that_left_the_catalogue_is_not_found_and_takes_nobodys_place(small):
-    query = Clip(seed=5).like_images(1)[0]
+    query = clip(seed=5).like_images(1)[0]
     departed = small.expected(query, 300)[::2]
     small.catalogue(sorted(set(small.ids) - set(departed)))
 
@@ -317,7 +343,7 @@ def test_an_image_that_left_the_catalogue_is_not_found_and_takes_nobodys_place(s
 
 
 def test_with_half_of_the_rows_deleted_the_other_half_is_found(small):
-    asked = [*Clip(seed=5).like_images(8), *Clip(seed=5).texts(8)]
+    asked = [*clip(seed=5).like_images(8), *clip(seed=5).texts(8)]
     gone = [str(name) for name in small.ids[::2]]
     small.catalogue(small.ids[1::2])
     small.space.remove(gone)
@@ -328,7 +354,7 @@ def test_with_half_of_the_rows_deleted_the_other_half_is_found(small):
 
 
 def test_a_row_written_after_the_index_is_found_by_it(small):
-    query = Clip(seed=6).texts(1)[0]
+    query = clip(seed=6).texts(1)[0]
     small.catalogue([*small.ids, "new"])
     small.index(801)
 
@@ -339,7 +365,7 @@ def test_a_row_written_after_the_index_is_found_by_it(small):
 
 
 def test_a_vector_that_is_replaced_is_found_where_it_is_now(small):
-    query = Clip(seed=6).texts(1)[0]
+    query = clip(seed=6).texts(1)[0]
     name = str(small.ids[17])
 
     small.space.write([Embedded(name, sample_key(name), "d2", query)], [])
@@ -351,7 +377,7 @@ def test_a_vector_that_is_replaced_is_found_where_it_is_now(small):
 
 @pytest.mark.parametrize("k", [500, 501, 700, 1_500])
 def test_five_hundred_equal_pictures_are_all_found(store, k):
-    vectors = Clip(seed=5).images(1_200)
+    vectors = clip(seed=5).images(1_200)
     vectors[100:600] = vectors[100]
     library = Library(store, vectors)
     library.index(1_200)
@@ -365,7 +391,7 @@ def test_five_hundred_equal_pictures_are_all_found(store, k):
 
 
 def test_of_more_equals_than_are_asked_for_as_many_are_given_in_the_order_of_their_ids(store):
-    vectors = Clip(seed=5).images(600)
+    vectors = clip(seed=5).images(600)
     vectors[100:600] = vectors[100]
     library = Library(store, vectors)
     library.index(600)
@@ -379,7 +405,7 @@ def test_of_more_equals_than_are_asked_for_as_many_are_given_in_the_order_of_the
 
 
 def test_a_space_of_equal_pictures_only_is_found_whole(store):
-    library = Library(store, np.repeat(Clip(seed=5).images(1), 700, axis=0))
+    library = Library(store, np.repeat(clip(seed=5).images(1), 700, axis=0))
     library.index(700)
 
     for within in both(library):
@@ -400,7 +426,7 @@ def test_an_empty_space_answers_with_nothing(store):
 
 
 def test_a_hit_is_described_by_the_product_that_it_is_the_main_image_of(store):
-    library = Library(store, Clip(seed=5).images(3))
+    library = Library(store, clip(seed=5).images(3))
     main, shared, unlisted = sorted(map(str, library.ids))
     rows = [
         # item_id, domain_name, title, product_type, color, brand, country, keywords, image_ids
@@ -426,7 +452,7 @@ def test_a_hit_is_described_by_the_product_that_it_is_the_main_image_of(store):
 
 
 def test_a_picture_of_thousands_of_products_is_one_hit(store):
-    library = Library(store, Clip(seed=5).images(2))
+    library = Library(store, clip(seed=5).images(2))
     rows = [(f"B{n:05}", "amazon.com", "a", "b", "c", "d", "US", [], list(library.ids)) for n in range(3_000)]
     store.write_products(pl.DataFrame(rows[::-1], schema=listings.SCHEMA, orient="row"))
     library.index(2)
@@ -448,3 +474,12 @@ def test_a_stored_vector_comes_back_as_it_was(library: Library):
 
 def test_the_first_image_is_a_member_of_every_size(library: Library):
     assert first_image(library.space) == library.ids[0]
+
+
+def test_images_are_found_by_what_their_files_hold(library: Library):
+    same = sorted(map(str, library.ids[[5, 7, 700]]))
+    with transaction(library.space.engine) as connection:
+        connection.execute(text("UPDATE images SET digest = 'shared' WHERE image_id = ANY (:ids)"), {"ids": same})
+
+    assert stored_with_digest(library.space, "shared") == same
+    assert stored_with_digest(library.space, "unknown") == []

@@ -19,7 +19,7 @@ from abo_pipeline.sampling import LAST_KEY, partition_keys, partition_range, par
 from abo_pipeline.store import EmbeddingSpace, Store
 from abo_pipeline.store.database import transaction
 from abo_pipeline.store.schema import Failure
-from abo_pipeline.store.spaces import Account, Embedded, Failed, NormCheck, Reason
+from abo_pipeline.store.spaces import Account, Adopted, Embedded, Failed, NormCheck, Reason
 
 DIMENSION = 3
 NOTHING = Account(kept=0, embedded=0, failed=0, pending=0, departed=0)
@@ -163,6 +163,83 @@ def test_two_at_once_with_different_outcomes_leave_one_of_them(store, space):
             assert space.account().settled
 
 
+def test_new_images_among_known_ones_are_added_and_the_known_left_alone(space):
+    space.write([embedded("a", 1), embedded("b", 2), embedded("it's", 3)], [])
+    versions = text("SELECT image_id, ctid, xmin FROM embeddings_clip WHERE image_id IN ('a', 'it''s')")
+    with transaction(space.engine) as connection:
+        before = connection.execute(versions).all()
+
+    space.write([embedded("c", 4), embedded("a", 1), embedded("b", 2, "d2"), embedded("it's", 3)], [])
+
+    assert [row[:3] for row in stored(space)["vectors"]] == [
+        ("a", 1, "d1"),
+        ("b", 2, "d2"),
+        ("c", 4, "d1"),
+        ("it's", 3, "d1"),
+    ]
+    with transaction(space.engine) as connection:
+        assert connection.execute(versions).all() == before
+
+
+def test_an_image_that_comes_twice_in_a_batch_leaves_all_as_it_was(space):
+    space.write([embedded("a")], [failed("b")])
+    before = stored(space)
+
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        space.write([embedded("b"), embedded("c"), embedded("c", digest="d2")], [])
+
+    assert stored(space) == before
+
+
+def test_two_at_once_take_turns_also_over_images_that_are_not_in_the_catalogue(space):
+    images = [embedded(f"{number}", number * 2**57) for number in range(64)]
+    failures = [failed(image.image_id, image.sample_key) for image in reversed(images)]
+    outcomes = [(images, []), (images[::-1], []), ([], failures)]
+
+    with ThreadPoolExecutor(3) as threads:
+        for _ in range(15):
+            start = threading.Barrier(3)
+
+            def write(outcome, start=start):
+                start.wait()
+                space.write(*outcome)
+
+            for done in [threads.submit(write, outcome) for outcome in outcomes]:
+                done.result()
+
+            found = stored(space)
+            assert sorted([len(found["vectors"]), len(found["failures"])]) == [0, 64]
+
+
+def test_a_batch_looks_at_its_own_rows_however_the_table_has_grown(store):
+    # Rows as large as real ones: small ones would rightly be read all at once.
+    space = store.open_space("clip", NamedEncoder(dimension=512))
+    images = [embedded(f"{number}", number, vector=np.ones(512) / np.sqrt(512)) for number in range(3_000)]
+
+    # A statement that comes often keeps the plan that it has by then.
+    for first in range(20):
+        space.write(images[first : first + 1], [])
+        with transaction(space.engine) as connection:
+            connection.execute(text("ANALYZE embeddings_clip"))
+    for first in range(20, 3_000, 50):
+        space.write(images[first : first + 50], [])
+
+    with transaction(space.engine) as connection:
+        connection.execute(text("SELECT pg_stat_force_next_flush()"))
+    with transaction(space.engine) as connection:
+        read = text("SELECT seq_tup_read FROM pg_stat_user_tables WHERE relid = to_regclass('embeddings_clip')")
+        # Reading all that is there for each batch would be 90,000.
+        assert connection.scalar(read) < 20_000
+
+
+def test_any_array_of_numbers_is_stored_as_single_precision(space):
+    vectors = [np.array([0.6, 0.8, 0]), np.array([0, 9, 0.6, 9, 0.8, 9], np.float16)[::2], np.array([0, 0, 1])]
+
+    space.write([Embedded(f"{number}", 0, "d1", vector) for number, vector in enumerate(vectors)], [])
+
+    assert [row[4] for row in stored(space)["vectors"]] == [vector.astype(np.float32).tolist() for vector in vectors]
+
+
 def test_a_vector_of_another_length_is_refused_with_both_lengths(space):
     with pytest.raises(StoreError) as refused:
         space.write([embedded("a"), embedded("b", vector=(1, 0, 0, 0))], [])
@@ -197,6 +274,73 @@ def test_one_bad_failure_among_good_rows_leaves_all_as_it_was(space):
         space.write([embedded("b"), embedded("c")], [failed("a"), failed("d", key=2**63)])
 
     assert stored(space) == before
+
+
+def test_of_vectors_made_elsewhere_those_are_taken_that_the_catalogue_has_with_the_same_bytes(store, space):
+    write_images(store, [(name, key, "d1") for key, name in enumerate("abcde")])
+    space.write([embedded("a"), embedded("b", 1, digest="d0")], [failed("c", 2)])
+
+    elsewhere = [
+        embedded("a", 0, vector=(0, 1, 0)),
+        embedded("b", 1, vector=(0, 1, 0)),
+        embedded("c", 2, vector=(0, 1, 0)),
+        embedded("d", 3, digest="d2"),
+        embedded("x", 9),
+    ]
+    adopted = [space.adopt(elsewhere), space.adopt(elsewhere)]
+
+    assert adopted == [
+        Adopted(accepted=2, unchanged=1, unknown=1, other_bytes=1),
+        Adopted(accepted=0, unchanged=3, unknown=1, other_bytes=1),
+    ]
+    assert stored(space) == {
+        "vectors": [
+            ("a", 0, "d1", "0011223344556677", [1.0, 0.0, 0.0]),
+            ("b", 1, "d1", "0011223344556677", [0.0, 1.0, 0.0]),
+            ("c", 2, "d1", "0011223344556677", [0.0, 1.0, 0.0]),
+        ],
+        "failures": [],
+    }
+
+
+def test_only_a_vector_that_is_taken_counts_as_a_change(store, space):
+    write_images(store, [("a", 0, "d1")])
+    times = [space.changed_at()]
+    for image in (embedded("x"), embedded("a"), embedded("a")):
+        space.adopt([image])
+        times.append(space.changed_at())
+
+    assert times[0] == times[1] < times[2] == times[3]
+
+
+def test_a_vector_made_elsewhere_of_another_length_is_refused(store, space):
+    write_images(store, [("a", 0, "d1"), ("b", 0, "d1")])
+
+    with pytest.raises(StoreError, match="The vector of b has 4 dimensions; space clip has 3"):
+        space.adopt([embedded("a"), embedded("b", vector=(1, 0, 0, 0))])
+
+    assert stored(space) == {"vectors": [], "failures": []}
+
+
+def test_a_run_and_an_import_at_once_leave_one_outcome(store, space):
+    write_images(store, [("a", 0, "d1"), ("b", 1, "d1")])
+    work = [
+        lambda: space.adopt([embedded("a"), embedded("b", 1)]),
+        lambda: space.write([], [failed("b", 1), failed("a")]),
+    ]
+
+    with ThreadPoolExecutor(2) as threads:
+        for _ in range(40):
+            start = threading.Barrier(2)
+
+            def at_once(task, start=start):
+                start.wait()
+                task()
+
+            for done in [threads.submit(at_once, task) for task in work]:
+                done.result()
+
+            assert space.account().settled
 
 
 def test_spaces_do_not_touch_one_another(store, space):
