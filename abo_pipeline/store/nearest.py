@@ -7,7 +7,7 @@ comparing with those few. How a query vector comes about, and what a hit looks l
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection, TextClause, select, text
+from sqlalchemy.exc import DBAPIError
 
-from abo_pipeline.errors import StoreError
+from abo_pipeline.errors import DamagedIndexError, StoreError
 from abo_pipeline.filters import NO_FILTER, Filters
 from abo_pipeline.sampling import LAST_KEY
 from abo_pipeline.store.analytics import DESCRIBED_BY
-from abo_pipeline.store.database import is_gone, transaction, tuned
+from abo_pipeline.store.database import damage, is_gone, transaction, tuned
 from abo_pipeline.store.filtering import estimated_share, matching_images, parameters, row_condition
 from abo_pipeline.store.schema import Image, SizeIndex
 from abo_pipeline.store.spaces import EmbeddingSpace
@@ -270,13 +271,26 @@ def statement_of(space: EmbeddingSpace, ask: Ask, way: Way) -> tuple[TextClause,
     return _indexed(space, ask, way.strategy), values | {"candidates": ask.candidates(way.strategy, way.effort)}
 
 
-def searching(space: EmbeddingSpace, ask: Ask, way: Way) -> AbstractContextManager[Connection]:
-    """A connection as a search needs it."""
+@contextmanager
+def searching(space: EmbeddingSpace, ask: Ask, way: Way) -> Iterator[Connection]:
+    """A connection as a search needs it.
+
+    Raises:
+        DamagedIndexError: the search goes by an index, and that cannot be read.
+        StoreError: the server does not answer, or goes away in the middle.
+    """
     # On a small table the planner would rather sort all rows than trust an index.
     settings = dict.fromkeys(("enable_sort", "enable_seqscan"), "off" if way.strategy else "on")
     if way.strategy:
         settings |= way.strategy.settings(ask.depth, way.effort, way.visited)
-    return tuned(space.engine, settings)
+    try:
+        with tuned(space.engine, settings) as connection:
+            yield connection
+    except (DBAPIError, StoreError) as error:
+        said = damage(error) if way.strategy else None
+        if said is None:
+            raise
+        raise DamagedIndexError(f"Index {ask.scope.index_name}", said) from error
 
 
 def stored_vector(space: EmbeddingSpace, image_id: str) -> NDArray[np.float32] | None:
