@@ -17,6 +17,7 @@ The flow, in reading order; each module is one stage and says what stays out of 
    ``query_vectors``  such a query → a unit vector; a picture of a URL by ``web_pictures``
    ``search``     the vector → ``hits``, pictures of one thing as one by ``folding``
 6. ``report``     hits of three sizes → a page, numbers, and ``grids`` of ``pictures``
+   ``ladder``     the ways to store and index vectors, measured; ``projection`` finds principal components
    ``golden``     hits of fixed queries, beside those of the index build before
 
 ``defs`` shows these to Dagster, ``cli`` and ``terminal`` to a person; neither holds logic of its own. ``runner`` runs

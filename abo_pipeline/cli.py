@@ -456,6 +456,7 @@ def ladder(size: int | None, rungs: str | None, as_json: bool) -> None:
         click.echo(json.dumps(found.as_json(), indent=1, ensure_ascii=False))
         return
     _print_numbers(*ladder_rows(found))
+    out.print("image, text: recall@10 of such queries at that effort; p50/p95: their milliseconds")
     for name, reason in found.left_out.items():
         out.print(escape(f"{name}: left out, because {reason}"))
     out.print(f"\n{escape(found.advice.words)}")
@@ -691,7 +692,7 @@ def _print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 def _print_numbers(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table whose first column is words."""
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
     for column in columns:
         table.add_column(column, justify="right" if column != columns[0] else "left", no_wrap=True)
     for row in rows:

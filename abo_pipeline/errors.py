@@ -13,6 +13,7 @@ The command line prints the message and ends with exit code 2; Dagster shows it 
     ├── ModelError       a model that cannot be loaded or does not embed images and texts
     ├── FailuresError    more images of a partition failed than can be accidents
     ├── StoreError       a database that does not answer, or cannot hold what it is asked to
+    │   └── DamagedIndexError    an index that Postgres cannot read; without it, the search can be answered
     ├── PortableError    an export that cannot be written, or a file that must not be imported
     ├── CheckError       a check that did not pass, so that what builds on its asset was not made
     └── QueryError       a search that cannot be answered as asked
@@ -57,6 +58,18 @@ class FailuresError(AboError):
 
 class StoreError(AboError):
     """A database that does not answer, or that cannot hold what it is asked to hold."""
+
+
+class DamagedIndexError(StoreError):
+    """A vector index that Postgres cannot read. Without it, the search can be answered.
+
+    Attributes:
+        said: by Postgres.
+    """
+
+    def __init__(self, which: str, said: str) -> None:
+        super().__init__(f"{which} cannot be read: {said}. `abo index --rebuild` builds it anew.")
+        self.said = said
 
 
 class PortableError(AboError):

@@ -27,7 +27,7 @@ from abo_pipeline.projection import Projection, fit
 from abo_pipeline.sampling import LAST_KEY
 from abo_pipeline.settings import Settings
 from abo_pipeline.store import EmbeddingSpace
-from abo_pipeline.store.ladder import NotIndexableError, Row, Scratch, Storage, lacks_extension, scratch
+from abo_pipeline.store.ladder import NotIndexableError, Row, Scratch, Storage, lacks_extension, scratch, stored_vectors
 from abo_pipeline.store.measures import blocks
 from abo_pipeline.store.nearest import Scope, scope
 from abo_pipeline.store.strategies import EXACT, HNSW, NAMES, PROJECTED, STRATEGIES, Strategy
@@ -228,7 +228,8 @@ def measure_ladder(
         )
     asked = [images, text_queries(space, encoder, settings.prompts)]
     progress(f"measuring with {', '.join(f'{len(each.vectors)} {each.kind} queries' for each in asked)}")
-    exam = _Exam(asked, truths(space, [within.cutoff], asked, depth=K)[within.cutoff], settings, progress)
+    truth = truths(space, [within.cutoff], asked, depth=K)[within.cutoff]
+    exam = _Exam(space, asked, truth, settings, progress)
     measured: list[RungMeasures] = []
     rows = 0
     with scratch(space, progress) as table:
@@ -298,6 +299,7 @@ def read_ladder(numbers: Path) -> Ladder:
 class _Exam:
     """Queries, and how similar the truly nearest images of each are."""
 
+    space: EmbeddingSpace
     asked: Sequence[Queries]
     truth: Sequence[NDArray[np.float32]]
     settings: Settings
@@ -344,13 +346,17 @@ class _Exam:
         projection: Projection | None,
     ) -> Found:
         """Ask every query; what it found is judged by the full vectors, whatever the rung knows of them."""
-        similarities, seconds = [], []
+        answers, seconds = [], []
         for vector, own in zip(queries.vectors, queries.without, strict=True):
             started = time.perf_counter()
             projected = None if projection is None else projection(vector)
-            hits = table.search(vector, K, own, rung.strategy, effort, projected=projected)
+            answers.append(table.search(vector, K, own, rung.strategy, effort, projected=projected))
             seconds.append(time.perf_counter() - started)
-            similarities.append(table.similarities(vector, hits))
+        stored = stored_vectors(self.space, {image_id for answer in answers for image_id in answer})
+        similarities = [
+            sorted((float(stored[image_id] @ vector) for image_id in answer if image_id in stored), reverse=True)
+            for vector, answer in zip(queries.vectors, answers, strict=True)
+        ]
         p50, p95 = 1000 * np.percentile(seconds, [50, 95])
         return Found(recall_at(K, similarities, truth), float(p50), float(p95))
 

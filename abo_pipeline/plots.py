@@ -25,6 +25,8 @@ _RECOMMENDED, _FAINT = "#2a9d55", "#777777"
 _TARGET: Any = {"color": "#b4541a", "linewidth": 1, "linestyle": "--"}
 _LARGEST_BUBBLE = 900.0
 """Area in square points."""
+_ALONG = (0.2, 0.35, 0.5, 0.65, 0.8)
+"""Parts of the line from a bubble to its label that are looked at, lest it be written over."""
 
 
 def recall_figure(measures: Sequence[SizeMeasures]) -> Figure:
@@ -186,12 +188,12 @@ def _label(figure: Figure, axes: Axes, bubbles: Sequence[_Bubble]) -> None:
     """Write beside each bubble what it is, where nothing is yet, and as near to it as there is room."""
     pixels = figure.dpi / 72
     centres = [axes.transData.transform((bubble.x, bubble.y)) for bubble in bubbles]
-    taken = [text.get_window_extent() for text in axes.texts]
-    taken += [
+    inside = axes.get_window_extent()
+    labels = [text.get_window_extent() for text in axes.texts]
+    taken = labels + [
         _box(x, y, 2 * pixels * bubble.radius, 2 * pixels * bubble.radius)
         for bubble, (x, y) in zip(bubbles, centres, strict=True)
     ]
-    inside = axes.get_window_extent()
     for bubble, (x, y) in zip(bubbles, centres, strict=True):
         style: Any = {"fontsize": 8, "fontweight": bubble.weight, "ha": "center", "va": "center", "zorder": 4}
         probe = axes.text(bubble.x, bubble.y, bubble.label, **style)
@@ -200,9 +202,11 @@ def _label(figure: Figure, axes: Axes, bubbles: Sequence[_Bubble]) -> None:
         for right, up in _places(pixels * bubble.radius, width, height):
             box = _box(x + right, y + up, width + 4, height + 2)
             fits = inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
-            if fits and not box.count_overlaps(taken):
+            line = [_box(x + part * right, y + part * up, 2, 2) for part in _ALONG]
+            if fits and not box.count_overlaps(taken) and not any(each.count_overlaps(labels) for each in line):
                 break
-        taken.append(box)
+        labels.append(box)
+        taken += [box, *line]
         axes.annotate(
             bubble.label,
             (bubble.x, bubble.y),

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sqlalchemy.exc import InternalError
 
 from abo_pipeline.encoder import ClipEncoder, Encoder, Vectors, encoder_from
-from abo_pipeline.errors import ModelError, QueryError
+from abo_pipeline.errors import DamagedIndexError, ModelError, QueryError
 from abo_pipeline.evaluation import percentile
 from abo_pipeline.filters import NO_FILTER, Filters
 from abo_pipeline.folding import MOST_CANDIDATES, Candidate, End, Folding, FoldRules
@@ -115,11 +114,8 @@ class ImageSearch:
         options = {"exclude": asked.made_from, "filters": filters}
         try:
             best, hits, more = _page(self.space, asked.vector, k, within, page, fold, options)
-        except InternalError as error:
-            # Nothing that a query or a filter can bring about: the index's own pages, or its library's.
-            if within.index_name is None:
-                raise
-            warnings += (_broken(within, str(error.orig).splitlines()[0]),)
+        except DamagedIndexError as error:
+            warnings += (_broken(within, error.said),)
             best, hits, more = _page(self.space, asked.vector, k, _exactly(within), page, fold, options)
         found, hits = hits, tuple(hit for hit in hits if min_similarity is None or hit.similarity >= min_similarity)
         if len(hits) < len(found):
@@ -165,14 +161,15 @@ class ImageSearch:
         started = time.perf_counter()
         asked = self._vector(query)
         encoded = time.perf_counter()
-        within, _ = self._scope(size)
+        within, warnings = self._scope(size)
         ask = Ask(asked.vector, min(k, LAST_KEY), within, asked.made_from, filters)
-        # First so that the timed search finds a connection, and the same pages in memory.
-        explanation = explain(self.space, ask)
-        searched = time.perf_counter()
-        found = nearest(self.space, ask.vector, ask.k, within, exclude=ask.exclude, filters=filters)
-        ended = time.perf_counter()
-        wall_ms = 1000 * (ended - searched)
+        try:
+            explanation, found, wall_ms = _watched(self.space, ask)
+        except DamagedIndexError as error:
+            warnings = (_broken(within, error.said),)
+            explanation, found, wall_ms = _watched(self.space, replace(ask, scope=_exactly(within)))
+        if warnings:
+            explanation = replace(explanation, reason=warnings[0])
         return ExplainedHits(
             explanation,
             encode_ms=1000 * (encoded - started),
@@ -205,9 +202,11 @@ class ImageSearch:
     def _scope(self, size: int | None) -> tuple[Scope, tuple[str, ...]]:
         """What a size means; without its index if that was made by another version of its extension, and fails."""
         within = scope(self.space, None if size is None else min(size, LAST_KEY))
-        if within.size is None or within.size not in self._untrusted:
+        how = None if within.size is None else self._untrusted.get(within.size)
+        # It may have been built anew since it was asked.
+        if how is None or within.size not in upgraded_sizes(self.space):
             return within, ()
-        return _exactly(within), (_broken(within, self._untrusted[within.size]),)
+        return _exactly(within), (_broken(within, how),)
 
     @cached_property
     def _untrusted(self) -> dict[int, str]:
@@ -408,6 +407,15 @@ def _page(
     )
     warnings = (_LOOKED_FAR,) if groups.end is End.BOUND else ()
     return (first.best.payload if first else None), hits, warnings
+
+
+def _watched(space: EmbeddingSpace, ask: Ask) -> tuple[Explanation, list[Neighbour], float]:
+    """What Postgres says of a search, what it finds, and the milliseconds that it takes unwatched."""
+    # First so that the timed search finds a connection, and the same pages in memory.
+    explanation = explain(space, ask)
+    started = time.perf_counter()
+    found = nearest(space, ask.vector, ask.k, ask.scope, exclude=ask.exclude, filters=ask.filters)
+    return explanation, found, 1000 * (time.perf_counter() - started)
 
 
 def _candidate(neighbour: Neighbour) -> Candidate[Neighbour]:

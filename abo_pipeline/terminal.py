@@ -19,7 +19,7 @@ from abo_pipeline.catalog import REASONS
 from abo_pipeline.download import in_megabytes
 from abo_pipeline.embedding import Tally
 from abo_pipeline.evaluation import IMAGE, KS, TEXT
-from abo_pipeline.ladder import Ladder
+from abo_pipeline.ladder import Found, Ladder
 from abo_pipeline.plan import Plan
 from abo_pipeline.runner import PipelineProgress
 from abo_pipeline.search import ExplainedHits
@@ -28,8 +28,6 @@ from abo_pipeline.store import SpaceSummary
 from abo_pipeline.store.analytics import Count, Facet, Facets
 
 _LINE_SECONDS = 10.0
-_FOUND = ("recall", "p50", "p95")
-"""What is shown of a rung's queries; times in milliseconds."""
 
 STAGES = {
     "raw_archive": "archive",
@@ -248,24 +246,25 @@ def _counts(facet: Facet) -> str:
 
 
 def ladder_rows(ladder: Ladder) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """The storage ladder as a table: its columns, and its rows."""
-    kinds = ("image", "text")
-    columns = ("rung", "MB", "B/vector", "build s", "effort", *(f"{kind} {what}" for kind in kinds for what in _FOUND))
-    return columns, [
+    """The storage ladder as a table of 80 characters: its columns, and its rows."""
+    found = ("image", "p50/p95", "text", "p50/p95")
+    return ("rung", "MB", "B/vector", "build s", "effort", *found), [
         (
             rung.name,
             f"{rung.bytes / 1e6:,.1f}",
             f"{rung.bytes_a_vector:,}",
-            f"{rung.build_seconds:.1f}",
+            f"{rung.build_seconds:,.1f}",
             f"{rung.effort:,}" if rung.effort else "",
-            *(
-                words
-                for found in (rung.image, rung.text)
-                for words in (f"{found.recall:.4f}", f"{found.p50_ms:.1f}", f"{found.p95_ms:.1f}")
-            ),
+            *_recall_and_times(rung.image),
+            *_recall_and_times(rung.text),
         )
         for rung in ladder.rungs
     ]
+
+
+def _recall_and_times(found: Found) -> tuple[str, str]:
+    digits = 1 if found.p95_ms < 100 else 0
+    return f"{found.recall:.4f}", f"{found.p50_ms:.{digits}f}/{found.p95_ms:.{digits}f}"
 
 
 def _archive(metadata: dict[str, Any]) -> str:

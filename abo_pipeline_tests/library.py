@@ -50,13 +50,12 @@ class Library:
         self.keys = np.array([sample_key(name) for name in self.ids], np.int64)
         self.vectors = vectors[order]
         self.catalogue(self.ids)
-        self.space.write(
-            [
-                Embedded(str(name), int(key), "d1", vector)
-                for name, key, vector in zip(self.ids, self.keys, self.vectors, strict=True)
-            ],
-            [],
-        )
+        self.write(np.ones(len(self.ids), bool))
+
+    def write(self, these: NDArray[np.bool_]) -> None:
+        """Store the vectors of some of the pictures."""
+        rows = zip(self.ids[these], self.keys[these], self.vectors[these], strict=True)
+        self.space.write([Embedded(str(name), int(key), "d1", vector) for name, key, vector in rows], [])
 
     def catalogue(self, ids: Iterable[str]) -> None:
         """Make these ids, and no others, the catalogue."""

@@ -188,6 +188,33 @@ def test_a_run_reports_each_asset_and_the_commands_that_follow_need_no_flags(abo
     assert record(out)["embeddings"].endswith(", failed 2")
 
 
+def test_the_storage_ladder_is_a_table_and_a_recommendation(abo, run, tmp_path):
+    abo(*run)
+
+    code, out, _ = abo("ladder", "--size", "60", "--rungs", "halfvec, exact")
+
+    folder = tmp_path / "state" / "reports" / "abo" / "small_clip" / "ladder"
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[:2] == [f"ladder      {folder}/ladder.png", f"{'':<11} {folder}/ladder.json"]
+    assert lines[2].split() == [
+        *("rung", "MB", "B/vector", "build", "s", "effort"),
+        *("image", "p50/p95", "text", "p50/p95"),
+    ]
+    assert [line.split()[:3] for line in lines[3:5]] == [["exact", "0.0", "520"], ["halfvec", "0.0", "264"]]
+    assert lines[-1].endswith("To have it, set ABO_EXACT_BELOW above 59.")
+
+    # For programs, and only that.
+    code, out, _ = abo("ladder", "--rungs", "exact", "--json")
+    found = json.loads(out)
+    assert (code, found["size"], [rung["name"] for rung in found["rungs"]]) == (0, 1000, ["exact"])
+    assert found == json.loads((folder / "ladder.json").read_text(encoding="utf-8"))
+
+    code, _, err = abo("ladder", "--rungs", "exact,best")
+    assert code == 2
+    assert err.splitlines()[-1].startswith("error: The ladder has no rung 'best'. There are exact, ")
+
+
 def test_two_models_side_by_side_and_what_searches_use_is_switched_and_switched_back(abo, run, tmp_path, monkeypatch):
     assert abo("spaces") == (0, "no spaces yet: `abo run` (or `abo demo`) makes the first\n", "")
     assert abo("spaces", "--json")[1] == "[]\n"

@@ -18,6 +18,7 @@ import yaml
 
 from abo_pipeline import cli
 from abo_pipeline.definitions import defs
+from abo_pipeline.ladder import RUNGS
 from abo_pipeline.sample import SMALL_CLIP
 from abo_pipeline.settings import PROJECT_ROOT, Settings
 from abo_pipeline.store import opened_store
@@ -142,7 +143,7 @@ def test_every_abo_command_of_the_operations_page_runs(monkeypatch):
     codes = codes_of([["abo", "run"], *shown], monkeypatch)
 
     assert codes == dict.fromkeys(codes, 0)
-    assert {words[1] for words in shown} == {"run", "plan", "failures", "retry-failures"}
+    assert {words[1] for words in shown} == {"run", "plan", "failures", "retry-failures", "ladder"}
 
 
 @pytest.mark.slow
@@ -176,6 +177,10 @@ def test_the_operations_page_names_every_schedule_sensor_and_check():
 
     assert sorted(table_of("By schedule")) == sorted(named)
     assert sorted(table_of("Checks")) == sorted(checks)
+
+
+def test_the_operations_page_names_every_rung_of_the_ladder():
+    assert table_of("The storage ladder") == [rung.name for rung in RUNGS]
 
 
 def test_the_question_on_the_operations_page_is_one_that_the_launchpad_takes():

@@ -8,8 +8,8 @@ itself and as many others as are there.
 from dataclasses import dataclass
 
 from sqlalchemy import select, text
-from sqlalchemy.exc import DBAPIError
 
+from abo_pipeline.errors import DamagedIndexError
 from abo_pipeline.store.database import transaction
 from abo_pipeline.store.indexes import installed_extensions
 from abo_pipeline.store.nearest import by_index, first_image, scope, stored_vector
@@ -69,8 +69,8 @@ def ask_canary(space: EmbeddingSpace, size: int) -> Answer | None:
     if within.index_name:
         try:
             hits = by_index(space, vector, HITS, within)
-        except DBAPIError as failed:
-            error = next(iter(str(failed.orig).splitlines()), type(failed.orig).__name__)
+        except DamagedIndexError as damaged:
+            error = damaged.said
     embedded, _ = space.coverage(within.cutoff)
     best = hits[0].similarity if hits else None
     of = min(HITS, embedded)

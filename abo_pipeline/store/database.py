@@ -127,6 +127,21 @@ def is_gone(error: StoreError) -> bool:
     return isinstance(error.__cause__, DBAPIError) and error.__cause__.connection_invalidated
 
 
+def damage(error: StoreError | DBAPIError) -> str | None:
+    """What Postgres says, in a search by an index, of damage to it; None if that is not what is wrong.
+
+    Pages are found out by their checksums, as zeros, or as missing. What is taken for a vector in spite of them is an
+    error of data, and the number of a page that there cannot be is one of files.
+    """
+    cause = error if isinstance(error, DBAPIError) else error.__cause__
+    reason = cause.orig if isinstance(cause, DBAPIError) else None
+    return _first_line(reason).removesuffix(".") if isinstance(reason, (*_DAMAGE, psycopg.DataError)) else None
+
+
+_DAMAGE = (psycopg.InternalError, psycopg.errors.UndefinedFile, psycopg.errors.IoError)
+"""What Postgres says of files that it cannot read or make sense of."""
+
+
 def _engine(url: URL, catalogue: str, **options: Any) -> Engine:
     engine = create_engine(
         url,
@@ -172,6 +187,11 @@ def translated(engine: Engine) -> Iterator[None]:
             raise StoreError(
                 f"The database at {where} has no room left on its disk: {_first_line(reason)} Make room there, and run "
                 "again; what was committed is kept."
+            ) from error
+        if isinstance(reason, _DAMAGE):
+            raise StoreError(
+                f"The database at {where} cannot make sense of its own files: {_first_line(reason)} If they are a "
+                "vector index's, `abo index --rebuild` builds it anew; a table comes back from a backup only."
             ) from error
         # Of a space that somebody dropped while another one searched it, or wrote into it.
         if isinstance(reason, psycopg.errors.UndefinedTable) and (space := _EMBEDDINGS.search(str(reason))):

@@ -50,13 +50,15 @@ def row_condition(filters: Filters, engine: Engine) -> str:
     """Whether the image of a row ``e`` of an embeddings table matches.
 
     A scalar subquery, because the planner takes it for what it is, a condition to be asked of each row as it comes from
-    an index; an EXISTS it may turn into a join, and the order of the index is lost.
+    an index; an EXISTS it may turn into a join, and the order of the index is lost. Products are a subquery again: of
+    a join the planner may look at all products first, for each row, and before they were analysed it does.
     """
     if not filters:
         return "true"
     product = (
-        "(SELECT true FROM product_images x JOIN products p USING (item_id, domain_name) "
-        f"WHERE x.image_id = e.image_id AND {_conditions(filters, 'p.', engine)} LIMIT 1)"
+        "(SELECT true FROM product_images x WHERE x.image_id = e.image_id AND "
+        f"(SELECT {_conditions(filters, 'p.', engine)} FROM products p "
+        "WHERE p.item_id = x.item_id AND p.domain_name = x.domain_name) LIMIT 1)"
         if filters.on_products
         else "true"
     )

@@ -20,11 +20,11 @@ from sqlalchemy.exc import DBAPIError
 
 from abo_pipeline.errors import StoreError
 from abo_pipeline.sampling import LAST_KEY
-from abo_pipeline.store.database import transaction, translated
+from abo_pipeline.store.database import ensure_vectorscale, transaction, translated
 from abo_pipeline.store.indexes import Progress, installed_extensions, provide_means, watched
 from abo_pipeline.store.nearest import Ask, Scope, Way, searching
 from abo_pipeline.store.spaces import EmbeddingSpace
-from abo_pipeline.store.strategies import Strategy
+from abo_pipeline.store.strategies import DISKANN, Strategy
 
 TABLE = "ladder_scratch"
 _INDEX = "ladder_scratch_index"
@@ -70,9 +70,21 @@ class BuiltIndex:
 
 
 def lacks_extension(space: EmbeddingSpace, strategy: Strategy) -> bool:
-    """Whether the database cannot build such an index."""
+    """Whether the database cannot build such an index; an extension that it can have, it has from now on."""
     with transaction(space.engine) as connection:
+        if strategy.name == DISKANN:
+            return ensure_vectorscale(connection) is None
         return strategy.extension not in installed_extensions(connection)
+
+
+def stored_vectors(space: EmbeddingSpace, image_ids: Iterable[str]) -> dict[str, Vector]:
+    """The space's own vectors of some images; of those that it has."""
+    found = text(
+        f"SELECT image_id, embedding FROM {space.table.name} WHERE image_id = ANY (CAST(:image_ids AS text[]))"
+    )
+    with transaction(space.engine) as connection:
+        rows = connection.execute(found, {"image_ids": list(image_ids)})
+        return {row.image_id: row.embedding.to_numpy().astype(np.float32, copy=False) for row in rows}
 
 
 @contextmanager
@@ -164,6 +176,10 @@ class Scratch:
             NotIndexableError: these vectors have too many dimensions for it.
         """
         self._connection.execute(text(f"DROP INDEX IF EXISTS {_qualified(self._connection, _INDEX)}"))
+        if strategy.name == DISKANN:
+            # It cannot be over a table that is not logged.
+            self._connection.execute(text(f"ALTER TABLE {self._table} SET LOGGED"))
+            self._settle()
         means = provide_means(self._connection, self._rows, self._dimension, memory_mb)
         self._progress(f"building {strategy.method} over {self._rows:,} rows with {means}")
         definition = strategy.definition(self._rows, self._dimension)
@@ -209,15 +225,6 @@ class Scratch:
             values["candidates"] = strategy.candidates(k, effort)
         with searching(self._space, Ask(vector, k, _EVERYTHING), Way(strategy, "", effort)) as connection:
             return list(connection.scalars(text(self._statement(strategy)), values))
-
-    def similarities(self, vector: Vector, image_ids: Sequence[str]) -> list[float]:
-        """How similar stored images are to a vector by the space's own vectors, most similar first."""
-        found = text(
-            f"SELECT 1 - (embedding <=> CAST(:query AS vector)) AS similarity FROM {self._space.table.name} "
-            "WHERE image_id = ANY (CAST(:ids AS text[])) ORDER BY similarity DESC"
-        )
-        with transaction(self._space.engine) as connection:
-            return list(connection.scalars(found, {"query": vector, "ids": list(image_ids)}))
 
     @property
     def _ordered_by(self) -> str:

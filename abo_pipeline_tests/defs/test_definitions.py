@@ -35,6 +35,7 @@ def test_the_graph_is_what_the_readme_says(definitions):
         "embedding_index": ("embeddings", ["postgres"], ["image_embeddings", "image_paths"], False),
         "golden_queries": ("search", ["postgres"], ["embedding_index"], False),
         "search_report": ("search", ["matplotlib"], ["embedding_index", "listings"], False),
+        "storage_ladder": ("search", ["matplotlib", "postgres"], ["embedding_index"], False),
     }
 
 
@@ -82,7 +83,7 @@ def test_what_runs_by_itself_is_described_and_switched_off_until_somebody_wants_
     }
     sensors = {sensor.name: sensor.default_status.value for sensor in defs.sensors}
 
-    names = ("search_job", "retry_failures_job", "refresh_job", "embed_job", "report_job", "checks_job")
+    names = ("search_job", "retry_failures_job", "refresh_job", "embed_job", "report_job", "ladder_job", "checks_job")
     assert jobs == dict.fromkeys(names, True)
     assert schedules == {
         "fill_partitions": ("embed_job", "*/10 * * * *", "STOPPED"),

@@ -17,7 +17,7 @@ from abo_pipeline_tests.e2e.screenshots import Pages, browser, chromium
 
 pytestmark = pytest.mark.slow
 
-ASSETS = {*CATALOGUE, EMBEDDINGS, "embedding_index", "golden_queries", "search_report"}
+ASSETS = {*CATALOGUE, EMBEDDINGS, "embedding_index", "golden_queries", "search_report", "storage_ladder"}
 
 
 @pytest.fixture(scope="module")
