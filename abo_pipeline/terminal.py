@@ -242,7 +242,7 @@ def explained_lines(explained: ExplainedHits) -> list[tuple[str, str]]:
 
 def _counts(facet: Facet) -> str:
     counts = [f"{count.value} {count.count:,}" for count in facet.counts]
-    return ", ".join(counts + ([f"unknown {facet.unknown:,}"] if facet.unknown else []))
+    return ", ".join(counts + ([f"unknown {facet.unknown:,}"] if facet.unknown else [])) or "none"
 
 
 def ladder_rows(ladder: Ladder) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
