@@ -374,7 +374,7 @@ def index(strategy: str | None, sizes: tuple[int, ...], rebuild: bool) -> None:
         metadata = build_indexes(settings, progress, sizes=sizes, rebuild=rebuild)
     _print_table(*index_rows(metadata))
     for words in index_notes(metadata):
-        out.print(escape(words))
+        out.print(escape(words), soft_wrap=False)
 
 
 @cli.group(cls=_CommandGroup)
@@ -708,6 +708,7 @@ def _print_found(found: _Found) -> None:
     among = f", among {found.coverage.size:,} images ({found.coverage})" if found.coverage else ""
     only = f", only {hits.filters}" if hits.filters else ""
     table = Table(title=escape(f"{shown(hits.query)}{among}{only}"), title_justify="left", box=None, pad_edge=False)
+    table.show_header = bool(hits)
     table.add_column("", justify="right")
     table.add_column("similarity", justify="right")
     if ranks:
@@ -723,12 +724,17 @@ def _print_found(found: _Found) -> None:
     out.print(table)
     if not hits:
         out.print("no hits")
-    if hits.match:
+    if hits.match and hits.page == 1:
         out.print(f"[dim]{hits.match}[/]" if hits.match.good else f"[yellow]{hits.match}[/]")
-    for what, words in (
+    beside = Table.grid(padding=(0, 1))
+    beside.add_column(style="bold", no_wrap=True)
+    beside.add_column()
+    for line in (
         *(facet_lines(found.facets, found.keywords) if found.facets else ()),
         *(explained_lines(found.explained) if found.explained else ()),
     ):
-        out.print(f"[bold]{what:<12}[/] {escape(words)}")
+        beside.add_row(*map(escape, line))
+    if beside.rows:
+        out.print(beside)
     for warning in hits.warnings:
         err.print(f"[yellow]note:[/] {escape(warning)}")

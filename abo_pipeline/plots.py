@@ -69,7 +69,7 @@ def _line(axes: Axes, found: SizeMeasures, kind: str, k: int, colour: str) -> No
     points = [point for point in found.points if (point.kind, point.k) == (kind, k)]
     by_index = sorted((point for point in points if point.effort), key=lambda point: point.effort)
     times, recalls = [point.p50_ms for point in by_index], [point.recall for point in by_index]
-    label = f"{found.size:,} by {found.strategy}"
+    label = f"{found.size:,} by {found.strategy}" if by_index else f"{found.size:,}, exactly"
     if by_index:
         axes.plot(times, recalls, color=colour, marker="o", markersize=4, linewidth=1.2, label=label, zorder=3)
     for point in points:

@@ -32,6 +32,7 @@ from abo_pipeline.store import EmbeddingSpace, Store, open_store
 from abo_pipeline.store.analytics import Count, Facets, facets, keywords
 from abo_pipeline.store.canary import ask_canary, upgraded_sizes
 from abo_pipeline.store.explain import Explanation, exact_ranks, explain
+from abo_pipeline.store.filtering import count_matching
 from abo_pipeline.store.measures import background
 from abo_pipeline.store.nearest import (
     Ask,
@@ -116,8 +117,12 @@ class ImageSearch:
         except DamagedIndexError as error:
             warnings += (_broken(within, error.said),)
             best, hits, more = _page(self.space, asked.vector, k, _exactly(within), page, fold, options)
-        if min_similarity is not None:
-            hits = tuple(hit for hit in hits if hit.similarity >= min_similarity)
+        found, hits = hits, tuple(hit for hit in hits if min_similarity is None or hit.similarity >= min_similarity)
+        if len(hits) < len(found):
+            more += (f"{'The other' if hits else 'All'} hits are below the least similarity, {min_similarity:g}.",)
+        elif len(found) < k and not more:
+            there = count_matching(self.space, within.cutoff, filters, asked.made_from)
+            more += (_why_few(len(found), k, page, there, filters, folded=fold is not None),)
         return Hits(
             query,
             hits,
@@ -419,6 +424,22 @@ def _candidate(neighbour: Neighbour) -> Candidate[Neighbour]:
 
 _FOLD_CHUNK = 500
 _LOOKED_FAR = f"Only the {MOST_CANDIDATES:,} nearest pictures were looked at: there may be more results."
+
+
+def _why_few(found: int, k: int, page: int, there: int, filters: Filters, *, folded: bool) -> str:
+    """Why there are fewer than k hits on a page, of so many images that there are."""
+    if not there:
+        return (
+            f"No image that is searched passes the filter {filters}. `abo search` without it and with --facets shows "
+            "which values there are."
+            if filters
+            else "No image that is searched is embedded yet."
+        )
+    what = "1 image" if there == 1 else f"{there:,} images"
+    what += (" passes the filter" if there == 1 else " pass the filter") if filters else " in all"
+    if folded:
+        return f"There are no more hits: {what}, and pictures of one thing are one hit."
+    return f"There are no more hits: {what}." if found or page == 1 else f"There is no page {page} of {k:,}: {what}."
 
 
 def _exactly(within: Scope) -> Scope:

@@ -131,7 +131,7 @@ def recall_meets_target(
     elif low:
         words = (
             f"below {settings.recall_target} at size(s) {low} with the largest effort there is: choose another "
-            "strategy (`abo index --strategy hnsw`, ABO_STRATEGY), or a lower ABO_RECALL_TARGET"
+            "strategy (`abo index --strategy NAME`, ABO_STRATEGY; exact finds everything), or a lower ABO_RECALL_TARGET"
         )
     else:
         words = f"at least {settings.recall_target} at every size"

@@ -69,7 +69,7 @@ def explain(space: EmbeddingSpace, ask: Ask) -> Explanation:
 
 def exact_ranks(space: EmbeddingSpace, ask: Ask, image_ids: Sequence[str]) -> dict[str, int]:
     """Which place each of some hits has in the order of an exact search, from 1, under the same filters."""
-    ask = replace(ask, k=2**62, after=None, with_vectors=False)
+    ask = replace(ask, k=2**62, after=None, seen=0, with_vectors=False)
     statement, values = statement_of(space, ask, Way(None, "to compare with"))
     ranked = text(
         f"SELECT image_id, rank FROM (SELECT image_id, row_number() OVER (ORDER BY distance, image_id) AS rank "

@@ -3,6 +3,7 @@
 What may be asked is said in ``abo_pipeline.filters``; which of the forms a search uses, in ``nearest``.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Engine, text
@@ -90,6 +91,19 @@ def estimated_share(space: EmbeddingSpace, cutoff: int, filters: Filters) -> flo
     )
     with transaction(space.engine) as connection:
         return float(connection.execute(counted, parameters(filters)).scalar_one())
+
+
+def count_matching(space: EmbeddingSpace, cutoff: int, filters: Filters, exclude: Sequence[str] = ()) -> int:
+    """How many images of the catalogue, embedded and up to a sample key, match; without those to leave out."""
+    counted = text(
+        f"""
+        SELECT count(*) FROM {space.table.name} e JOIN images i USING (image_id)
+        WHERE e.sample_key <= {cutoff} AND i.image_id <> ALL (CAST(:exclude AS text[]))
+        AND {matching_images(filters, space.engine)}
+        """
+    )
+    with transaction(space.engine) as connection:
+        return int(connection.execute(counted, parameters(filters) | {"exclude": list(exclude)}).scalar_one())
 
 
 def _conditions(filters: Filters, table: str, engine: Engine) -> str:

@@ -98,6 +98,7 @@ class Ask:
         exclude: image_ids to leave out.
         filters: what a hit must satisfy.
         after: go on behind this place: distance and image_id of the last hit that was seen.
+        seen: how many hits lie before that place, and are passed over on the way.
         with_vectors: give each hit's stored vector too.
         effort: of the index; None for what was tuned.
     """
@@ -108,8 +109,18 @@ class Ask:
     exclude: Sequence[str] = ()
     filters: Filters = NO_FILTER
     after: tuple[float, str] | None = None
+    seen: int = 0
     with_vectors: bool = False
     effort: int | None = None
+
+    @property
+    def depth(self) -> int:
+        """How far down the order of all images the answer reaches: what the effort has to be for."""
+        return self.seen + self.k
+
+    def candidates(self, strategy: Strategy, effort: int) -> int:
+        """How many rows to take from the index, those not counted that were seen before."""
+        return max(strategy.candidates(self.depth, effort) - self.seen, strategy.candidates(self.k, 0))
 
 
 @dataclass(frozen=True)
@@ -162,13 +173,14 @@ def nearest(
     exclude: Sequence[str] = (),
     filters: Filters = NO_FILTER,
     after: tuple[float, str] | None = None,
+    seen: int = 0,
     with_vectors: bool = False,
 ) -> list[Neighbour]:
     """The k images of a scope with the highest cosine similarity to a vector, or all there are; ties by image_id.
 
     Takes what ``Ask`` describes.
     """
-    ask = Ask(vector, k, scope, exclude, filters, after, with_vectors)
+    ask = Ask(vector, k, scope, exclude, filters, after, seen, with_vectors)
     way = way_of(space, ask)
     if way.strategy:
         found = _by_index(space, ask, way)
@@ -193,13 +205,13 @@ def neighbour_chunks(
         scope: which images to see.
         options: ``exclude``, ``filters``, ``with_vectors``, as ``nearest`` takes them.
     """
-    after = None
+    after, seen = None, 0
     while True:
-        found = nearest(space, vector, chunk, scope, after=after, **options)
+        found = nearest(space, vector, chunk, scope, after=after, seen=seen, **options)
         yield found
         if len(found) < chunk:
             return
-        after = (found[-1].distance, found[-1].image_id)
+        after, seen = (found[-1].distance, found[-1].image_id), seen + chunk
 
 
 def neighbours(
@@ -236,16 +248,16 @@ def way_of(space: EmbeddingSpace, ask: Ask) -> Way:
     scope = ask.scope
     if scope.index_name is None:
         return Way(None, "this size has no index")
-    if ask.k > MOST_BY_INDEX:
+    if ask.depth > MOST_BY_INDEX:
         return Way(None, f"more than {MOST_BY_INDEX:,} hits are wanted")
     strategy, effort = STRATEGIES[scope.strategy], _effort(ask)
     if not ask.filters:
-        return Way(strategy, "by the size's index", effort, strategy.candidates(ask.k, effort))
+        return Way(strategy, "by the size's index", effort, ask.seen + ask.candidates(strategy, effort))
     share = estimated_share(space, scope.cutoff, ask.filters)
     if share * scope.rows <= FEW_MATCHES:
         return Way(None, f"about {share:.1%} pass the filter: few enough to compare with all of them")
     # Twice what is expected: matches may be rarer near the query than elsewhere.
-    visited = int(2 * max(strategy.candidates(ask.k, effort), effort) / share)
+    visited = int(2 * max(ask.seen + ask.candidates(strategy, effort), effort) / share)
     return Way(strategy, f"about {share:.1%} pass the filter: by the size's index", effort, visited)
 
 
@@ -256,7 +268,7 @@ def statement_of(space: EmbeddingSpace, ask: Ask, way: Way) -> tuple[TextClause,
         values |= {"after_distance": ask.after[0], "after_id": ask.after[1]}
     if way.strategy is None:
         return _exact(space, ask), values
-    return _indexed(space, ask, way.strategy), values | {"candidates": way.strategy.candidates(ask.k, way.effort)}
+    return _indexed(space, ask, way.strategy), values | {"candidates": ask.candidates(way.strategy, way.effort)}
 
 
 @contextmanager
@@ -270,7 +282,7 @@ def searching(space: EmbeddingSpace, ask: Ask, way: Way) -> Iterator[Connection]
     # On a small table the planner would rather sort all rows than trust an index.
     settings = dict.fromkeys(("enable_sort", "enable_seqscan"), "off" if way.strategy else "on")
     if way.strategy:
-        settings |= way.strategy.settings(ask.k, way.effort, way.visited)
+        settings |= way.strategy.settings(ask.depth, way.effort, way.visited)
     try:
         with tuned(space.engine, settings) as connection:
             yield connection
@@ -304,7 +316,7 @@ def image_path(space: EmbeddingSpace, image_id: str) -> str | None:
 
 
 def _effort(ask: Ask) -> int:
-    return ask.scope.effort(ask.k) if ask.effort is None else ask.effort
+    return ask.scope.effort(ask.depth) if ask.effort is None else ask.effort
 
 
 def _by_index(space: EmbeddingSpace, ask: Ask, way: Way) -> list[Neighbour] | None:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import polars as pl
@@ -22,9 +23,11 @@ from abo_pipeline.store.nearest import (
     Scope,
     first_image,
     nearest,
+    neighbour_chunks,
     scope,
     stored_vector,
     stored_with_digest,
+    way_of,
 )
 from abo_pipeline.store.spaces import Embedded
 from abo_pipeline_tests.library import DIMENSION, Library, NamedEncoder, Vectors, clip, ids, stored_library
@@ -483,3 +486,28 @@ def test_images_are_found_by_what_their_files_hold(library: Library):
 
     assert stored_with_digest(library.space, "shared") == same
     assert stored_with_digest(library.space, "unknown") == []
+
+
+@pytest.mark.parametrize("kind", ["image", "text"])
+def test_page_after_page_finds_what_one_long_answer_finds(library, kind):
+    asked = clip().like_images(5) if kind == "image" else clip().texts(5)
+    within = scope(library.space, ROWS)
+    found = []
+
+    for query in asked:
+        pages = list(islice(neighbour_chunks(library.space, query, 20, within), 20))
+        hits = [hit for page in pages for hit in page]
+
+        assert [len(page) for page in pages] == [20] * 20
+        assert len({hit.image_id for hit in hits}) == 400
+        assert hits == sorted(hits, key=lambda hit: (hit.distance, hit.image_id))
+        found += [len(set(ids(hits[:k])) & set(library.expected(query, k))) / k for k in (100, 400)]
+
+    assert np.mean(found) >= 0.98
+
+
+def test_pages_beyond_what_an_index_gives_are_searched_exactly(library):
+    within = scope(library.space, ROWS)
+
+    assert way_of(library.space, Ask(clip().texts(1)[0], 20, within, seen=980)).strategy
+    assert way_of(library.space, Ask(clip().texts(1)[0], 20, within, seen=981)).strategy is None
