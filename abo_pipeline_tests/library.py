@@ -95,6 +95,18 @@ class Library:
         seen.sort(key=lambda at: (-similarities[at], self.ids[at]))
         return [str(self.ids[at]) for at in seen[:k]]
 
+    def is_exact(self, hits: Sequence[Neighbour], query: Vectors, k: int, **options: object) -> bool:
+        """Whether hits are what is expected, in that order, but for images whose similarities differ by rounding."""
+        similarities = dict(zip(map(str, self.ids), self.similarities(query), strict=True))
+        all_there_are = self.expected(query, len(self.ids), **options)
+        found, expected = [similarities[name] for name in ids(hits)], [similarities[name] for name in all_there_are[:k]]
+        places = [(hit.distance, hit.image_id) for hit in hits]
+        return (
+            len(found) == len(set(ids(hits)) & set(all_there_are)) == len(expected)
+            and places == sorted(places)
+            and np.allclose(found, expected, rtol=0, atol=1e-6)
+        )
+
     def recall(self, queries: Iterable[Vectors], k: int, within: Scope, *, without: Sequence[str] = ()) -> float:
         """How much of the k nearest a search finds, on average."""
         size = len(self.keys[self.keys <= within.cutoff])

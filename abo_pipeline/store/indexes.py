@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from typing import Any
 
 import psutil
 from sqlalchemy import Connection, Engine, delete, func, literal, null, text
@@ -130,6 +131,19 @@ def drop_sizes_but(space: EmbeddingSpace, sizes: list[int], progress: Progress =
         for table in (SizeIndex, Background):
             connection.execute(delete(table).where(table.space == space.name, table.size.not_in(sizes)))
         _drop_unused(connection, space, progress)
+
+
+def drop_lost_indexes(space: EmbeddingSpace, progress: Progress = lambda _: None) -> None:
+    """Drop the space's vector indexes whose files are gone, or empty as no index is.
+
+    Postgres looks at the file of every index of a table that it plans a statement about: without it, not even exact
+    searches are answered, and nothing could be built.
+    """
+    lost = _OURS + "AND pg_relation_size(c.oid) = 0"
+    with _maintenance(space) as connection:
+        for name in connection.scalars(text(lost), _ours(space)).all():
+            _drop(connection, name)
+            progress(f"dropped {name}, whose file is gone")
 
 
 def installed_extensions(connection: Connection) -> dict[str, str]:
@@ -356,16 +370,24 @@ def _extension(connection: Connection, strategy: Strategy | None) -> str | None:
 
 def _drop_unused(connection: Connection, space: EmbeddingSpace, progress: Progress) -> None:
     """Drop the space's vector indexes that no size is served by: unknown ones, and what an unfinished build left."""
-    unused = text(
-        "SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam "
-        "WHERE i.indrelid = to_regclass(:table) AND a.amname = ANY (:methods) "
+    unused = _OURS + (
         "AND (NOT i.indisvalid OR c.relname NOT IN (SELECT index_name FROM size_indexes "
         "WHERE space = :space AND index_name IS NOT NULL))"
     )
-    ours = {"table": space.table.name, "methods": list(METHODS), "space": space.name}
-    for name in connection.scalars(unused, ours).all():
+    for name in connection.scalars(text(unused), _ours(space) | {"space": space.name}).all():
         _drop(connection, name)
         progress(f"dropped {name}, which no size needs any more")
+
+
+_OURS = (
+    "SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam "
+    "WHERE i.indrelid = to_regclass(:table) AND a.amname = ANY (:methods) "
+)
+"""The vector indexes of a space."""
+
+
+def _ours(space: EmbeddingSpace) -> dict[str, Any]:
+    return {"table": space.table.name, "methods": list(METHODS)}
 
 
 def _as_reported(connection: Connection, space: EmbeddingSpace, status: IndexStatus) -> IndexStatus:

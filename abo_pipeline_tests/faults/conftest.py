@@ -128,8 +128,9 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def abo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Abo]:
-    """The command line with the small model, and one query in the report."""
-    for name, value in {"MODEL": "small-clip", "DEVICE": "cpu", "QUERIES": "a red chair", "REPORT_K": "2"}.items():
+    """The command line with the small model, one query in the report, and an index for each size."""
+    variables = {"MODEL": "small-clip", "DEVICE": "cpu", "QUERIES": "a red chair", "REPORT_K": "2", "EXACT_BELOW": "0"}
+    for name, value in variables.items():
         monkeypatch.setenv(f"ABO_{name}", value)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     abo = Abo(monkeypatch, capsys)

@@ -17,7 +17,7 @@ from abo_pipeline.grids import thumbnail
 from abo_pipeline.plots import recall_figure
 from abo_pipeline.sampling import cutoff
 from abo_pipeline.settings import Settings
-from abo_pipeline.store.indexes import IndexStatus, build_index, drop_sizes_but
+from abo_pipeline.store.indexes import IndexStatus, build_index, drop_lost_indexes, drop_sizes_but
 from abo_pipeline.store.strategies import NAMES
 
 
@@ -71,6 +71,7 @@ def embedding_index(
     strategy, sizes = config.chosen(settings)
     with store.opened() as opened:
         space = opened.open_space(settings.space_name, encoder)
+        drop_lost_indexes(space, progress.building)
         # The partitions' own checks block nothing here: partitions and index are never made by the same run.
         space.require_sound()
         statuses = [
