@@ -228,7 +228,9 @@ def test_a_build_leaves_no_setting_and_no_lock_behind(space):
 
 
 @contextmanager
-def waiting_build(space: EmbeddingSpace, size: int, cutoff: int, row: int = 9_999) -> Iterator[Future[IndexStatus]]:
+def waiting_build(
+    space: EmbeddingSpace, size: int, cutoff: int, row: int = 9_999, **options: object
+) -> Iterator[Future[IndexStatus]]:
     """A build in the background that waits for somebody's write, which is committed at the end of the block."""
     engine = create_engine(space.engine.url)
     words: queue.Queue[str] = queue.Queue()
@@ -237,7 +239,7 @@ def waiting_build(space: EmbeddingSpace, size: int, cutoff: int, row: int = 9_99
             text("INSERT INTO embeddings_clip VALUES (:image, :row, 'd1', 'f', CAST(:vector AS vector))"),
             {"image": f"{row:06}", "row": row, "vector": str(vector(row).tolist())},
         )
-        building = threads.submit(build, space, size, cutoff, progress=words.put)
+        building = threads.submit(build, space, size, cutoff, progress=words.put, **options)
         while words.get(timeout=PATIENCE) != "waiting for writers before build":
             pass
         yield building
@@ -421,6 +423,35 @@ def test_an_invalid_index_of_the_same_name_is_built_anew(space):
     assert (status.name, status.built, status.valid) == (name, True, True)
     assert vector_indexes(space) == {name: True}
     assert identity(space, name)[0] != before[0]
+
+
+def test_a_rebuild_mends_an_invalid_index_too(space):
+    name = build(space, 100).name
+    spoil(space, name)
+
+    status = build(space, 100, rebuild=True)
+
+    assert (status.name, status.built, status.valid) == (name, True, True)
+    assert vector_indexes(space) == {name: True}
+    assert answers(space, 100) == exact_answers(range(100))
+
+
+@pytest.mark.parametrize("function", ["pg_cancel_backend", "pg_terminate_backend"])
+def test_a_rebuild_that_is_ended_leaves_the_index_as_it_was(space, function):
+    name = build(space, 100).name
+    before = identity(space, name)
+
+    with waiting_build(space, 100, 99, rebuild=True) as building:
+        assert f"using {name} " in plan_of(space, Ask(vector(7), 10, scope(space, 100)))
+        end_builder(space, function)
+    with pytest.raises(StoreError, match=r"could not be built: .* The one before it, if any, still serves"):
+        building.result()
+
+    assert identity(space, name) == before
+    assert vector_indexes(space) == {name: True}
+    assert answers(space, 100) == exact_answers(range(100))
+    assert build(space, 100, rebuild=True).built
+    assert identity(space, name)[:2] != before[:2]
 
 
 @pytest.mark.parametrize("is_registered", [False, True])
