@@ -81,7 +81,7 @@ def test_a_run_reports_each_asset_and_the_commands_that_follow_need_no_flags(abo
     )
     assert (kept < rows, failed, embedded + failed) == (True, 2, kept)
     assert f"kept {kept:,} = embedded {embedded:,} + failed {failed:,}" in out
-    assert said["index"].startswith("built 3 in ")
+    assert re.fullmatch(r"nothing to build; (\d+ exactly, ){3}0.0 MB; recall at least 1.000", said["index"])
     assert (tmp_path / "state" / "reports" / "abo" / "small_clip" / "index.html").is_file()
 
     # A second run finds nothing to do, and says so.
@@ -231,7 +231,7 @@ def test_two_models_side_by_side_and_what_searches_use_is_switched_and_switched_
     assert code == 0
     said = record(out)
     assert said["embeddings"] == f"embedded {embedded}, 0 were there already, failed {failed}"
-    assert said["index"].startswith("built 3 in ")
+    assert re.fullmatch(r"nothing to build; (\d+ exactly, ){3}0.0 MB; recall at least 1.000", said["index"])
     assert re.fullmatch(r"\d+ recorded, to be compared with after the next build", said["queries"])
     assert said["space"] == ("embedded into beside, while searches use small_clip. To switch: abo spaces use beside")
     assert (tmp_path / "state" / "reports" / "abo" / "beside" / "index.html").is_file()
