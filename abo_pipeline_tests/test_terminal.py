@@ -126,8 +126,8 @@ def test_a_size_that_is_searched_otherwise_than_was_asked_for_has_a_note():
 @pytest.mark.parametrize(
     ("built", "words"),
     [
-        (0, "nothing to build; 100 by exact, 2,499 by hnsw, 0 by hnsw, 1.7 MB; recall at least 0.990"),
-        (2, "built 2 in 3.2 s; 100 by exact, 2,499 by hnsw, 0 by hnsw, 1.7 MB; recall at least 0.990"),
+        (0, "nothing to build; 100 exactly, 2,499 by hnsw, 0 by hnsw, 1.7 MB; recall at least 0.990"),
+        (2, "built 2 in 3.2 s; 100 exactly, 2,499 by hnsw, 0 by hnsw, 1.7 MB; recall at least 0.990"),
     ],
 )
 def test_what_became_of_the_indexes_is_one_line(built, words):
