@@ -302,7 +302,7 @@ def search(
 
 @cli.command(name="export")
 @click.argument("file", type=click.Path(path_type=Path), metavar="FILE.parquet")
-@click.option("--space", metavar="NAME", help="Which embedding space. Default: that of the last run.")
+@click.option("--space", metavar="NAME", help="Which embedding space. Default: the one that searches use.")
 @click.option(
     "--precision",
     type=click.Choice(("float32", "float16")),
@@ -314,14 +314,16 @@ def export_(file: Path, space: str | None, precision: str) -> None:
     """Write an embedding space to a parquet FILE, for `abo import` on another machine."""
     from abo_pipeline.errors import PortableError
     from abo_pipeline.portable import export_space
+    from abo_pipeline.search import searched_space
     from abo_pipeline.store import opened_store
     from abo_pipeline.terminal import bar
 
-    settings = Settings.last(space=space)
+    settings = Settings.last()
     with opened_store(settings) as store, bar("exporting", "vectors", err) as advance:
-        found = store.find_space(settings.space_name)
+        name = space or searched_space(store, settings)
+        found = store.find_space(name)
         if found is None:
-            raise PortableError(f"Nothing has been embedded into space {settings.space_name} yet. Run `abo run` first.")
+            raise PortableError(f"Nothing has been embedded into space {name} yet. Run `abo run` first.")
         done = export_space(found, file, catalogue=settings.catalogue, precision=precision, progress=advance)
     words = f"{done.rows:,} vectors of space {found.name}, {found.dimension} dimensions in {precision}"
     out.print(f"[bold]exported[/]    {words}, {done.bytes / 1e6:,.1f} MB, in {done.seconds:.1f} s: {escape(str(file))}")
