@@ -26,6 +26,7 @@ from abo_pipeline.search import ExplainedHits
 from abo_pipeline.settings import Settings
 from abo_pipeline.store import SpaceSummary
 from abo_pipeline.store.analytics import Count, Facet, Facets
+from abo_pipeline.store.strategies import EXACT
 
 _LINE_SECONDS = 10.0
 
@@ -242,7 +243,7 @@ def explained_lines(explained: ExplainedHits) -> list[tuple[str, str]]:
 
 def _counts(facet: Facet) -> str:
     counts = [f"{count.value} {count.count:,}" for count in facet.counts]
-    return ", ".join(counts + ([f"unknown {facet.unknown:,}"] if facet.unknown else []))
+    return ", ".join(counts + ([f"unknown {facet.unknown:,}"] if facet.unknown else [])) or "none"
 
 
 def ladder_rows(ladder: Ladder) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -301,7 +302,8 @@ def _embeddings(totals: dict[str, Any]) -> str:
 def _index(metadata: dict[str, Any]) -> str:
     built = f"built {metadata['built']} in {metadata['seconds']:.1f} s" if metadata["built"] else "nothing to build"
     rows = metadata["indexes"]
-    sizes = ", ".join(f"{row['rows']:,} by {row['strategy']}" for row in rows)
+    ways = {EXACT: "exactly"}
+    sizes = ", ".join(f"{row['rows']:,} {ways.get(row['strategy'], 'by ' + row['strategy'])}" for row in rows)
     recalls = [value for row in rows for name, value in row.items() if "_recall_at_" in name and value is not None]
     recall = f"; recall at least {min(recalls):.3f}" if recalls else ""
     return f"{built}; {sizes}, {metadata['bytes'] / 1e6:,.1f} MB{recall}"

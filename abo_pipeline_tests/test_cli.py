@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from rich.console import Console
 from sqlalchemy import create_engine, text
 
 from abo_pipeline import cli
@@ -79,7 +81,7 @@ def test_a_run_reports_each_asset_and_the_commands_that_follow_need_no_flags(abo
     )
     assert (kept < rows, failed, embedded + failed) == (True, 2, kept)
     assert f"kept {kept:,} = embedded {embedded:,} + failed {failed:,}" in out
-    assert said["index"].startswith("built 3 in ")
+    assert re.fullmatch(r"nothing to build; (\d+ exactly, ){3}0.0 MB; recall at least 1.000", said["index"])
     assert (tmp_path / "state" / "reports" / "abo" / "small_clip" / "index.html").is_file()
 
     # A second run finds nothing to do, and says so.
@@ -229,7 +231,7 @@ def test_two_models_side_by_side_and_what_searches_use_is_switched_and_switched_
     assert code == 0
     said = record(out)
     assert said["embeddings"] == f"embedded {embedded}, 0 were there already, failed {failed}"
-    assert said["index"].startswith("built 3 in ")
+    assert re.fullmatch(r"nothing to build; (\d+ exactly, ){3}0.0 MB; recall at least 1.000", said["index"])
     assert re.fullmatch(r"\d+ recorded, to be compared with after the next build", said["queries"])
     assert said["space"] == ("embedded into beside, while searches use small_clip. To switch: abo spaces use beside")
     assert (tmp_path / "state" / "reports" / "abo" / "beside" / "index.html").is_file()
@@ -307,6 +309,194 @@ class Terminal(io.StringIO):
 
     def isatty(self) -> bool:
         return True
+
+
+# --- What searches can be told ---
+
+
+def shown(out: str) -> list[tuple[str, ...]]:
+    """The rows of a search's table: rank, similarity and image_id."""
+    rows = (re.match(r" *(\d+) +(-?\d\.\d{3}) +(?:\d+ +)?(\S+) ", line) for line in out.splitlines())
+    return [row.groups() for row in rows if row]
+
+
+def test_a_search_is_narrowed_paged_folded_counted_and_explained(abo, run, monkeypatch):
+    assert abo(*run)[0] == 0
+    monkeypatch.setattr(cli, "out", Console(highlight=False, soft_wrap=True, width=80))
+
+    def found(*words: object) -> dict:
+        code, out, err = abo("search", "a chair", "--json", *words)
+        assert code == 0, err
+        return json.loads(out)
+
+    def image_ids(*words: object) -> list[str]:
+        return [hit["image_id"] for hit in found(*words)["hits"]]
+
+    everything = found("-k", "1000")["hits"]
+    count = len(everything)
+
+    # Filters keep to what they say, in the same order as without them; values of one are alternatives.
+    def passing(test: Callable[[dict], bool]) -> list[str]:
+        return [hit["image_id"] for hit in everything if test(hit)]
+
+    assert image_ids("-k", "1000", "--product-type", "CHAIR") == passing(lambda hit: hit["product_type"] == "CHAIR")
+    both = ("--product-type", "chair", "--product-type", "LAMP")
+    assert image_ids("-k", "1000", *both) == passing(lambda hit: hit["product_type"] in ("CHAIR", "LAMP"))
+    assert image_ids("-k", "1000", *both, "--color", "red") == passing(
+        lambda hit: hit["product_type"] in ("CHAIR", "LAMP") and hit["color"] == "Red"
+    )
+    assert image_ids("-k", "1000", "--title", "desk chair") == passing(
+        lambda hit: {"desk", "chair"} <= set((hit["title"] or "").lower().split())
+    )
+    brand = everything[0]["brand"]
+    assert image_ids("-k", "1000", "--brand", brand.upper()) == passing(lambda hit: hit["brand"] == brand)
+    narrow, wide = (
+        set(image_ids("-k", "1000", *sides)) for sides in (("--max-width", "1999"), ("--min-width", "2000"))
+    )
+    assert narrow | wide == {hit["image_id"] for hit in everything}
+    assert not narrow & wide
+    assert narrow
+    assert wide
+    assert found("--country", "US", "--keyword", "chair", "--min-height", "1000", "--max-height", "9999")[
+        "filters"
+    ] == {
+        "country": ["US"],
+        "keyword": ["chair"],
+        "min_height": 1000,
+        "max_height": 9999,
+    }
+
+    # Pages of any length are one list; beyond the last there is nothing, and why is said.
+    pages = [found("-k", "7", "--page", page) for page in (1, 2, 3)]
+    assert [hit for page in pages for hit in page["hits"]] == everything[:21]
+    assert [page["page"] for page in pages] == [1, 2, 3]
+    assert [page["match"] for page in pages] == [pages[0]["match"]] * 3
+    code, out, err = abo("search", "a chair", "-k", "50", "--page", "9")
+    assert (code, err) == (0, f"note: There is no page 9 of 50: {count} images in all.\n")
+    assert re.fullmatch(r"a chair, among 1,000 images \(.*\)\nno hits\n", out)
+
+    # One hit a product, which says which others it stands for.
+    folded = found("-k", "5", "--fold")["hits"]
+    products = [hit["item_id"] for hit in folded if hit["item_id"]]
+    assert [hit["rank"] for hit in folded] == [1, 2, 3, 4, 5]
+    assert len(products) == len(set(products))
+    assert folded[0]["folded"]
+    shown_or_folded = [image_id for hit in folded for image_id in (hit["image_id"], *hit["folded"])]
+    assert len(shown_or_folded) == len(set(shown_or_folded))
+    assert found("-k", "5", "--near", "0.98")["hits"] == folded
+    assert found("-k", "5", "--near", "0.6")["hits"] != folded
+    out = abo("search", "a chair", "-k", "5", "--fold")[1]
+    assert f" (+{len(folded[0]['folded'])} alike)" in " ".join(out.split())
+
+    # What the hits are, and how they were found: as lines and as values.
+    code, out, err = abo("search", "a chair", "-k", "5", "--facets", "--explain")
+    values = found("-k", "5", "--facets", "--explain")
+    counts = values["facets"]
+    assert (code, err) == (0, "")
+    assert counts["product_type"]["counts"][0]["value"] == "CHAIR"
+    for name in ("product_type", "color", "brand"):
+        told = Counter(hit[name] for hit in everything[:5] if hit[name])
+        assert {each["value"]: each["count"] for each in counts[name]["counts"]} == told
+        assert counts[name]["unknown"] == 5 - told.total()
+    explained = values["explained"]
+    assert explained["exact_ranks"] == {hit["image_id"]: hit["rank"] for hit in everything[:5]}
+    assert explained["explanation"]["strategy"] == "exact"
+    words = " ".join(out.split())
+    assert "similarity exact rank image what it shows" in words
+    assert f" CHAIR {counts['product_type']['counts'][0]['count']}" in words
+    assert "strategy exact: this size has no index plan " in words
+    assert re.search(r"rows visited \d+ milliseconds \d+\.\d encode, \d+\.\d SQL, \d+\.\d fetch$", words)
+    assert [row[2] for row in shown(out)] == [hit["image_id"] for hit in everything[:5]]
+    # No word is broken at the edge of the terminal, and no line is longer than it.
+    assert all(len(line) <= 80 for line in out.splitlines())
+    assert all(word in words.split() for hit in everything[:5] for word in (hit["title"] or "").split())
+
+    # What a match is worth, and why there are fewer hits.
+    assert "\nthe best hit is nearer than those of " in abo("search", "lamp", "-k", "1")[1]
+    code, out, _ = abo("search", "democracy", "-k", "1")
+    assert "\nno good match: the best hit is nearer than those of " in out
+    smallest = image_ids("-k", "1000", "--size", "20")
+    beds = passing(lambda hit: hit["product_type"] == "BED")
+    titles = [frozenset((hit["title"] or "").split()) for hit in everything]
+    alone = next(" ".join(title) for title in titles if sum(title <= other for other in titles) == 1)
+    few = {
+        ("--product-type", "NOPE"): "No image that is searched passes the filter product_type NOPE. `abo search` "
+        "without it and with --facets shows which values there are.",
+        ("--product-type", "BED", "-k", "50"): f"There are no more hits: {len(beds)} images pass the filter.",
+        ("--title", alone): "There are no more hits: 1 image passes the filter.",
+        ("--size", "20", "-k", "50"): f"There are no more hits: {len(smallest)} images in all.",
+        ("--min-similarity", "1"): "All hits are below the least similarity, 1.",
+        ("--fold", "-k", "1000"): f"There are no more hits: {count} images in all, and pictures of one "
+        "thing are one hit.",
+    }
+    assert {words: abo("search", "a chair", *words)[2] for words in few} == {
+        words: f"note: {reason}\n" for words, reason in few.items()
+    }
+    assert found("--product-type", "NOPE")["warnings"] == [few["--product-type", "NOPE"]]
+
+    # What cannot be asked.
+    refused = {
+        ("--page", "0"): "The page is 0; the first one is 1.",
+        ("-k", "0"): "k is 0; ask for at least 1 hit.",
+        ("--near", "2"): "Pictures are folded from a cosine of 2.0 on; give one above 0 and up to 1, such as 0.98.",
+        ("--min-width", "-1"): "The filter min_width is -1; a side has 0 to 2,147,483,647 pixels.",
+        ("--min-similarity", "1.5"): "The least similarity is 1.5; a cosine lies between -1 and 1.",
+    }
+    assert {words: abo("search", "a chair", *words) for words in refused} == {
+        words: (2, "", f"error: {message}\n") for words, message in refused.items()
+    }
+
+
+def test_indexes_are_built_by_another_strategy_which_is_remembered(abo, run, monkeypatch, tmp_path):
+    monkeypatch.setenv("ABO_EXACT_BELOW", "30")
+    assert abo(*run)[0] == 0
+    monkeypatch.delenv("ABO_EXACT_BELOW")
+    before = json.loads(abo("search", "a chair", "--json")[1])
+
+    def remembered() -> str:
+        return json.loads((tmp_path / "state" / "settings.json").read_text())["strategy"]
+
+    code, out, _ = abo("index", "--strategy", "ivfflat")
+
+    assert code == 0
+    assert remembered() == "ivfflat"
+    line, head, *rows, note = out.splitlines()
+    rows = [row.split() for row in rows]
+    assert line.startswith("index       built 2 in ")
+    assert head.split() == ["size", "strategy", "effort", "image@10", "image@100", "text@10", "text@100", "MB"]
+    assert [row[:3] for row in rows] == [["20", "exact", "-/-"], ["60", "ivfflat", "1/1"], ["1,000", "ivfflat", "1/1"]]
+    assert all(float(recall) >= 0.99 for row in rows for recall in row[3:7])
+    assert note == "size 20: searched exactly, which is quicker below 30 vectors (ABO_EXACT_BELOW)"
+
+    # What follows goes by it.
+    assert "strategy ivfflat, effort 1: by the size's index" in " ".join(
+        abo("search", "a chair", "--explain")[1].split()
+    )
+    assert json.loads(abo("search", "a chair", "--json")[1])["hits"] == before["hits"]
+    code, out, _ = abo("index", "--size", "60")
+    assert code == 0
+    assert re.match(r"nothing to build; \d+ by ivfflat, ", record(out)["index"])
+    code, out, _ = abo("index", "--size", "60", "--rebuild")
+    assert (code, record(out)["index"].startswith("built 1 in ")) == (0, True)
+    assert [line.split()[0] for line in out.splitlines()[2:]] == ["60"]
+    code, out, _ = abo("index", "--strategy", "exact")
+    assert [row.split()[:3] for row in out.splitlines()[2:]] == [
+        [size, "exact", "-/-"] for size in ("20", "60", "1,000")
+    ]
+    # A run is what its flags and variables say.
+    code, out, _ = abo(*run)
+    assert (code, remembered()) == (0, "hnsw")
+
+    # What cannot be: in words, and nothing is remembered of it.
+    refused = {
+        ("--strategy", "x"): "ABO_STRATEGY has value 'x': Input should be 'exact', 'hnsw', 'hnsw_float', 'ivfflat', "
+        "'bit' or 'diskann'.",
+        ("--strategy", "bit", "--size", "77"): "77 is none of the sizes 20, 60, 1,000: name it in ABO_SIZES first.",
+    }
+    assert {words: abo("index", *words) for words in refused} == {
+        words: (2, "", f"error: {message}\n") for words, message in refused.items()
+    }
+    assert remembered() == "hnsw"
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,19 @@ from abo_pipeline import store as store_module
 from abo_pipeline.defs.history import last_metadata, past_speed
 from abo_pipeline.embedding import Tally
 from abo_pipeline.errors import AboError, CatalogError, CheckError, FailuresError, SettingsError, StoreError
-from abo_pipeline.runner import dagster_instance, plan_run, retry_failures, run_pipeline, space_searched_instead
+from abo_pipeline.evaluation import SizeMeasures
+from abo_pipeline.runner import (
+    build_indexes,
+    dagster_instance,
+    plan_run,
+    retry_failures,
+    run_pipeline,
+    space_searched_instead,
+)
 from abo_pipeline.settings import Settings
 from abo_pipeline.store import open_store, opened_store, roster
 from abo_pipeline.store.golden import last_recording
+from abo_pipeline.store.nearest import scope
 from abo_pipeline.store.spaces import Account
 from abo_pipeline_tests.archives import jpeg, write_images
 from abo_pipeline_tests.fakes import ColourEncoder
@@ -432,3 +441,68 @@ def test_a_partition_of_which_too_many_failed_is_refused_by_every_run_and_not_ju
     for _ in range(2):
         with pytest.raises(FailuresError, match="31 of the 31 images of partition 00of1 failed"):
             run(small)
+
+
+# --- Indexes by themselves ---
+
+
+def rebuilt(settings: Settings, **options: Any) -> tuple[Recorder, dict[str, Any]]:
+    recorder = Recorder()
+    return recorder, build_indexes(settings, recorder, encoder=ColourEncoder(), **options)
+
+
+def test_indexes_are_built_by_another_strategy_and_nothing_else_is_done(settings):
+    settings = settings.model_copy(update={"exact_below": 0})
+    run(settings)
+    other = settings.model_copy(update={"strategy": "ivfflat"})
+
+    told, metadata = rebuilt(other)
+
+    assert list(told.assets) == ["embedding_index"]
+    assert told.assets["embedding_index"] == metadata
+    rows = [(row["size"], row["strategy"], row["built"], row["effort_at_10"]) for row in metadata["indexes"]]
+    assert rows == [(10, "ivfflat", True, 1), (20, "ivfflat", True, 1)]
+    assert Settings.last().strategy == "ivfflat"
+    with opened_store(settings) as store:
+        space = store.find_space("colours")
+        assert [scope(space, size).strategy for size in (10, 20)] == ["ivfflat"] * 2
+    assert rebuilt(other)[1]["built"] == 0
+
+
+def test_only_the_sizes_that_are_named_are_built_and_the_others_stay(settings):
+    settings = settings.model_copy(update={"exact_below": 0})
+    run(settings)
+
+    _, metadata = rebuilt(settings, sizes=[20], rebuild=True)
+    _, other = rebuilt(settings.model_copy(update={"strategy": "bit"}), sizes=[10])
+
+    assert [(row["size"], row["built"]) for row in metadata["indexes"]] == [(20, True)]
+    assert [(row["size"], row["strategy"]) for row in other["indexes"]] == [(10, "bit")]
+    with opened_store(settings) as store:
+        space = store.find_space("colours")
+        assert [scope(space, size).strategy for size in (10, 20)] == ["bit", "hnsw"]
+
+
+def test_a_size_that_is_none_of_the_settings_is_refused_and_nothing_is_remembered(settings):
+    run(settings)
+
+    with pytest.raises(SettingsError) as refused:
+        rebuilt(settings.model_copy(update={"strategy": "bit"}), sizes=[10, 11])
+
+    assert str(refused.value) == "11 is none of the sizes 10, 20: name it in ABO_SIZES first."
+    assert Settings.last().strategy == "hnsw"
+
+
+def test_an_index_that_misses_the_target_is_an_error_with_the_remedy_and_is_not_remembered(settings, monkeypatch):
+    run(settings)
+    monkeypatch.setattr(SizeMeasures, "met", False)
+
+    with pytest.raises(CheckError) as failed:
+        rebuilt(settings.model_copy(update={"strategy": "bit"}))
+
+    assert str(failed.value) == (
+        "embedding_index did not pass its check recall_meets_target: below 0.99 at size(s) [10, 20] with the largest "
+        "effort there is: choose another strategy (`abo index --strategy NAME`, ABO_STRATEGY; exact finds "
+        "everything), or a lower ABO_RECALL_TARGET."
+    )
+    assert Settings.last().strategy == "hnsw"

@@ -14,12 +14,16 @@ from abo_pipeline.archive import Archive
 from abo_pipeline.catalog import read_catalogue
 from abo_pipeline.embedding import Limits, embed_partition
 from abo_pipeline.errors import QueryError
+from abo_pipeline.filters import Filters
+from abo_pipeline.folding import FoldRules
 from abo_pipeline.hits import Hit, Hits, ImageQuery, LikeQuery, parse_query
 from abo_pipeline.sampling import cutoff
 from abo_pipeline.search import ImageSearch
 from abo_pipeline.settings import Settings
 from abo_pipeline.store import Store
+from abo_pipeline.store.analytics import Count, Facet, Facets
 from abo_pipeline.store.indexes import build_index
+from abo_pipeline.store.nearest import scope
 from abo_pipeline_tests.archives import jpeg, write_images
 from abo_pipeline_tests.fakes import ColourEncoder
 
@@ -221,6 +225,117 @@ def test_a_query_is_printed_in_json_as_it_is_written(search):
     query = parse_query('"red" - 0.5*"blue" + like:red-3')
 
     assert search(query, k=1).as_json()["query"] == '"red" - 0.5*"blue" + like:red-3'
+
+
+# --- Why there are fewer hits, how they came about, and what they are ---
+
+
+@pytest.mark.parametrize(
+    ("options", "count", "warning"),
+    [
+        (dict(k=40, size=40), 40, None),
+        (dict(k=41, size=40), 40, "There are no more hits: 40 images in all."),
+        (dict(k=100), 30, "There are no more hits: 30 images in all."),
+        (dict(k=25, size=40, page=2), 15, "There are no more hits: 40 images in all."),
+        (dict(k=20, size=40, page=3), 0, "There is no page 3 of 20: 40 images in all."),
+        (dict(k=5, size=40, min_similarity=1.0), 0, "All hits are below the least similarity, 1."),
+        (dict(k=40, size=40, min_similarity=0.9), 20, "The other hits are below the least similarity, 0.9."),
+        (dict(k=5, filters=Filters(min_width=1200)), 5, None),
+        (
+            dict(k=5, filters=Filters(min_width=1201)),
+            0,
+            "No image that is searched passes the filter min_width 1201. `abo search` without it and with --facets "
+            "shows which values there are.",
+        ),
+        (dict(k=50, size=40, filters=Filters(min_width=7)), 40, "There are no more hits: 40 images pass the filter."),
+        (
+            dict(k=40, size=40, fold=FoldRules(near=0.999)),
+            None,
+            "There are no more hits: 40 images in all, and pictures of one thing are one hit.",
+        ),
+    ],
+)
+def test_an_answer_of_fewer_hits_than_were_asked_for_says_why(search, options, count, warning):
+    hits = search("red", **options)
+
+    assert len(hits) == count or (count is None and 0 < len(hits) < 40)
+    assert hits.warnings == (() if warning is None else (warning,))
+
+
+def test_what_a_query_was_made_from_is_not_counted_among_what_there_is(search):
+    hits = search(LikeQuery("red-3"), k=40, size=40)
+
+    assert (len(hits), hits.warnings) == (39, ("There are no more hits: 39 images in all.",))
+
+
+def test_a_space_in_which_nothing_is_embedded_yet_says_so(search):
+    search.space.remove(list(SHADES))
+
+    hits = search("red", k=3)
+
+    assert (hits.hits, hits.match) == ((), None)
+    assert hits.warnings == ("No image that is searched is embedded yet.",)
+
+
+@pytest.mark.parametrize("size", [30, 40])
+def test_an_explanation_tells_the_way_the_times_and_each_hits_exact_rank(search, size):
+    hits = search("red", k=7, size=size, page=2)
+
+    explained = search.explain("red", 7, size=size, hits=hits)
+
+    how = explained.explanation
+    assert explained.exact_ranks == {hit.image_id: hit.rank for hit in hits}
+    if size == 30:
+        index_name = scope(search.space, 30).index_name
+        assert (how.strategy, how.reason, how.index_name) == ("hnsw", "by the size's index", index_name)
+        assert (how.effort, how.plan_line) == (200, f"Index Scan {index_name} {search.space.table.name}")
+        assert 7 <= how.visited <= 30
+    else:
+        assert (how.strategy, how.reason, how.index_name, how.effort) == (
+            *("exact", "this size has no index", None),
+            0,
+        )
+        assert how.visited == 40
+    assert min(explained.encode_ms, explained.sql_ms, how.server_ms) > 0
+    assert explained.fetch_ms >= 0
+
+
+def test_an_explanation_ranks_among_what_passes_the_filter_and_leaves_out_what_the_query_was_made_from(search):
+    options = dict(size=40, filters=Filters(min_width=1))
+    hits = search(LikeQuery("red-3"), 4, **options)
+
+    explained = search.explain(LikeQuery("red-3"), 4, **options)
+
+    assert explained.exact_ranks == {hit.image_id: hit.rank for hit in hits}
+    assert "red-3" not in explained.exact_ranks
+
+
+def test_facets_and_keywords_are_of_the_hits_alone(search, store):
+    product = dict.fromkeys(listings.SCHEMA.names()) | {"domain_name": "x", "keywords": []}
+    rows = [
+        product
+        | {
+            "item_id": f"B{n}",
+            "product_type": "SQUARE",
+            "color": colour,
+            "keywords": ["square", colour],
+            "image_ids": ids,
+        }
+        for n, (colour, ids) in enumerate(
+            [("red", ["red-0", "red-1"]), ("red", ["red-2"]), ("blue", [f"blue-{n}" for n in range(20)])]
+        )
+    ]
+    store.write_products(pl.DataFrame(rows, schema=listings.SCHEMA))
+
+    hits = search("red", k=4, size=40)
+
+    assert search.facets(hits) == Facets(
+        product_type=Facet((Count("SQUARE", 3),), 1), color=Facet((Count("red", 3),), 1), brand=Facet((), 4)
+    )
+    assert search.keywords(hits) == [Count("red", 2), Count("square", 2)]
+    none = search("red", filters=Filters(color=("green",)))
+    assert search.facets(none) == Facets(*[Facet((), 0)] * 3)
+    assert search.keywords(none) == []
 
 
 def test_display_shows_the_hits_in_a_row(search, tmp_path):

@@ -7,7 +7,17 @@ from rich.console import Console
 
 from abo_pipeline import terminal
 from abo_pipeline.embedding import Tally
-from abo_pipeline.terminal import Bars, TerminalProgress
+from abo_pipeline.search import ExplainedHits
+from abo_pipeline.store.analytics import Count, Facet, Facets
+from abo_pipeline.store.explain import Explanation
+from abo_pipeline.terminal import (
+    Bars,
+    TerminalProgress,
+    explained_lines,
+    facet_lines,
+    index_notes,
+    index_rows,
+)
 
 
 def console(*, is_terminal: bool) -> Console:
@@ -74,3 +84,95 @@ def test_what_became_of_the_images_is_said_in_words(metadata, words):
     TerminalProgress(out, err).finished("image_embeddings", metadata | account)
 
     assert shown(out) == f"embeddings  {words}\n{'':<11} kept 1,200 = embedded 1,199 + failed 1\n"
+
+
+INDEXES = {
+    "indexes": [
+        {
+            **dict(size=100, rows=100, strategy="exact", why="it is quicker", bytes=0),
+            **dict(effort_at_10=None, effort_at_100=None),
+            **{f"{kind}_recall_at_{k}": 1.0 for kind in ("image", "text") for k in (10, 100)},
+        },
+        {
+            **dict(size=2500, rows=2499, strategy="hnsw", why="", bytes=1_740_000),
+            **dict(effort_at_10=80, effort_at_100=200),
+            **dict(image_recall_at_10=1.0, image_recall_at_100=0.99996, text_recall_at_10=0.9912),
+            **dict(text_recall_at_100=0.99),
+        },
+        # Nothing was measured of it.
+        {
+            **dict(size=10_000, rows=0, strategy="hnsw", why="", bytes=8192),
+            **dict(effort_at_10=None, effort_at_100=None),
+        },
+    ]
+}
+
+
+def test_indexes_are_a_row_a_size_with_effort_and_recall():
+    assert index_rows(INDEXES) == (
+        ("size", "strategy", "effort", "image@10", "image@100", "text@10", "text@100", "MB"),
+        [
+            ("100", "exact", "-/-", "1.0000", "1.0000", "1.0000", "1.0000", "0.0"),
+            ("2,500", "hnsw", "80/200", "1.0000", "1.0000", "0.9912", "0.9900", "1.7"),
+            ("10,000", "hnsw", "-/-", "-", "-", "-", "-", "0.0"),
+        ],
+    )
+
+
+def test_a_size_that_is_searched_otherwise_than_was_asked_for_has_a_note():
+    assert index_notes(INDEXES) == ["size 100: it is quicker"]
+
+
+@pytest.mark.parametrize(
+    ("built", "words"),
+    [
+        (0, "nothing to build; 100 exactly, 2,499 by hnsw, 0 by hnsw, 1.7 MB; recall at least 0.990"),
+        (2, "built 2 in 3.2 s; 100 exactly, 2,499 by hnsw, 0 by hnsw, 1.7 MB; recall at least 0.990"),
+    ],
+)
+def test_what_became_of_the_indexes_is_one_line(built, words):
+    out, err = console(is_terminal=False), console(is_terminal=False)
+
+    TerminalProgress(out, err).finished(
+        "embedding_index", INDEXES | {"built": built, "seconds": 3.21, "bytes": 1_748_192}
+    )
+
+    assert shown(out) == f"index       {words}\n"
+
+
+def test_counts_over_hits_are_a_line_an_attribute():
+    chairs = Facet((Count("CHAIR", 1_200), Count("SOFA", 2)), 0)
+
+    lines = facet_lines(Facets(chairs, Facet((), 7), Facet((Count("Fernhill", 1),), 3)), [Count("oak", 4)])
+
+    assert lines == [
+        ("product_type", "CHAIR 1,200, SOFA 2"),
+        ("color", "unknown 7"),
+        ("brand", "Fernhill 1, unknown 3"),
+        ("keywords", "oak 4"),
+    ]
+
+
+def test_of_no_hits_there_is_nothing_to_count():
+    none = Facet((), 0)
+
+    assert facet_lines(Facets(none, none, none), []) == [
+        ("product_type", "none"),
+        ("color", "none"),
+        ("brand", "none"),
+        ("keywords", "none"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("effort", "strategy"), [(80, "hnsw, effort 80: by the size's index"), (0, "hnsw: by the size's index")]
+)
+def test_how_an_answer_came_about_is_four_lines(effort, strategy):
+    how = Explanation("hnsw", "by the size's index", "hnsw_clip_1", effort, "Index Scan hnsw_clip_1", 1_030, 1.5)
+
+    assert explained_lines(ExplainedHits(how, 12.34, 1.5, 0.26, {"a": 1})) == [
+        ("strategy", strategy),
+        ("plan", "Index Scan hnsw_clip_1"),
+        ("rows visited", "1,030"),
+        ("milliseconds", "12.3 encode, 1.5 SQL, 0.3 fetch"),
+    ]

@@ -13,10 +13,11 @@ from abo_pipeline import catalog
 from abo_pipeline.definitions import build_definitions
 from abo_pipeline.defs.assets.catalog import CatalogueConfig, image_paths
 from abo_pipeline.defs.assets.embeddings import EmbeddingConfig, image_embeddings_asset
+from abo_pipeline.defs.assets.index import IndexConfig
 from abo_pipeline.defs.assets.report import report_url
 from abo_pipeline.defs.history import EMBEDDINGS
 from abo_pipeline.defs.resources import LogProgress, StoreResource
-from abo_pipeline.errors import CatalogError, FailuresError
+from abo_pipeline.errors import CatalogError, FailuresError, SettingsError
 from abo_pipeline.settings import Settings
 from abo_pipeline.store import open_store
 from abo_pipeline.store.golden import last_recording
@@ -196,6 +197,58 @@ def test_the_index_asset_builds_once_and_its_check_finds_it_used(definitions, in
         "recall_meets_target": True,
         "sizes_are_covered": True,
     }
+
+
+def test_the_index_asset_takes_strategy_sizes_and_rebuild_as_config(definitions, instance):
+    materialize(definitions, instance, "raw_archive", "image_paths")
+    for key in ("00of2", "01of2"):
+        materialize(definitions, instance, "image_embeddings", partition_key=key)
+
+    def built(**config: object) -> list[tuple]:
+        result = materialize(
+            definitions, instance, "embedding_index", run_config={"ops": {"embedding_index": {"config": config}}}
+        )
+        assert all(checks(result).values())
+        rows = metadata(result, "embedding_index")["indexes"]
+        return [(row["size"], row["strategy"], row["built"], row["effort_at_10"], row["why"]) for row in rows]
+
+    assert built() == [(10, "hnsw", True, 40, ""), (30, "hnsw", True, 40, "")]
+    assert built(strategy="bit", sizes=[30]) == [(30, "bit", True, 100, "")]
+    assert built(strategy="bit", sizes=[30]) == [(30, "bit", False, 100, "")]
+    assert built(strategy="bit", sizes=[30], rebuild=True) == [(30, "bit", True, 100, "")]
+    assert built(strategy="exact") == [(10, "exact", False, None, ""), (30, "exact", False, None, "")]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"strategy": "x"},
+            "There is no index strategy 'x'. There are exact, hnsw, hnsw_float, ivfflat, bit, diskann.",
+        ),
+        ({"sizes": [10, 77]}, "77 is none of the sizes 10, 30: name it in ABO_SIZES first."),
+    ],
+)
+def test_a_strategy_or_size_that_is_not_there_is_refused(colours, config, message):
+    with pytest.raises(SettingsError) as refused:
+        IndexConfig(**config).chosen(colours)
+
+    assert str(refused.value) == message
+
+
+def test_few_vectors_are_searched_exactly_and_the_index_says_why(colours, instance):
+    definitions = build_definitions(colours.model_copy(update={"exact_below": 20}), encoder=ColourEncoder())
+    materialize(definitions, instance, "raw_archive", "image_paths")
+    for key in ("00of2", "01of2"):
+        materialize(definitions, instance, "image_embeddings", partition_key=key)
+
+    found = metadata(materialize(definitions, instance, "embedding_index"), "embedding_index")
+
+    assert [(row["size"], row["name"] == "none", row["why"]) for row in found["indexes"]] == [
+        (10, True, "searched exactly, which is quicker below 20 vectors (ABO_EXACT_BELOW)"),
+        (30, False, ""),
+    ]
+    assert (found["strategy_10"], found["strategy_30"]) == ("exact", "hnsw")
 
 
 def test_a_partition_in_which_too_many_images_failed_is_not_accepted_until_they_are_fewer(colours, instance):

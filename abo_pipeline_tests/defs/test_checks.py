@@ -254,3 +254,37 @@ def test_other_answers_to_the_fixed_queries_are_a_warning(evaluate, definitions,
         "overlap_at_10_10": 0.0,
         "overlap_at_10_30": 0.0,
     }
+
+
+@pytest.mark.parametrize(
+    ("spoiling", "words"),
+    [
+        (
+            "UPDATE size_indexes SET measured = jsonb_set(measured, '{points}', "
+            "(SELECT jsonb_agg(CASE WHEN p ->> 'kind' = 'text' THEN p || '{\"recall\": 0.5}' ELSE p END) "
+            "FROM jsonb_array_elements(measured -> 'points') p)) WHERE size = 30",
+            "below 0.99 at size(s) [30] with the largest effort there is: choose another strategy (`abo index "
+            "--strategy NAME`, ABO_STRATEGY; exact finds everything), or a lower ABO_RECALL_TARGET",
+        ),
+        (
+            "UPDATE size_indexes SET measured = NULL WHERE size = 10",
+            "not measured at size(s) [10]: materialize embedding_index again",
+        ),
+        ("DELETE FROM size_indexes", "not measured at size(s) [10, 30]: materialize embedding_index again"),
+        ("SELECT 1", "at least 0.99 at every size"),
+    ],
+)
+def test_recall_below_the_target_or_unknown_is_found_and_the_remedy_told(evaluate, spoiling, words):
+    found = evaluate("embedding_index", "recall_meets_target", spoiling.replace(":", "\\:"))
+
+    assert found.description == words
+    assert found.passed == (spoiling == "SELECT 1")
+    assert found.blocking
+    if found.passed:
+        rows = [record.data for record in found.metadata["recall"].records]
+        assert rows == [
+            {"size": size, "strategy": "hnsw", "kind": kind, "k": k, "recall": 1.0}
+            for size in (10, 30)
+            for k in (10, 100)
+            for kind in ("image", "text")
+        ]

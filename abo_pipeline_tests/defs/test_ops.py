@@ -10,6 +10,8 @@ from abo_pipeline.definitions import build_definitions
 from abo_pipeline.defs.history import EMBEDDINGS
 from abo_pipeline.defs.ops import SearchConfig
 from abo_pipeline.errors import FailuresError, QueryError
+from abo_pipeline.filters import NO_FILTER, PRODUCT_FIELDS, Filters
+from abo_pipeline.hits import Match
 from abo_pipeline.settings import Settings
 from abo_pipeline.store import opened_store
 from abo_pipeline_tests.archives import jpeg, write_images
@@ -99,6 +101,63 @@ def test_several_fields_are_a_mix():
     config = SearchConfig(text="red", image="a b.jpg", url="https://example.org/a", like="x", plus=["y"], minus=["z"])
 
     assert str(config.query()) == ('"red" + image:"a b.jpg" + like:x + url:https://example.org/a + "y" - "z"')
+
+
+def test_pages_folds_and_filters_are_asked_for_as_at_the_command_line(search):
+    first, _ = search(text="red", k=4)
+    second, shown = search(text="red", k=4, page=2)
+    both, _ = search(text="red", k=8)
+    # Squares of neighbouring shades look the same.
+    folded, _ = search(text="red", k=2, size=40, fold=True)
+    narrow, _ = search(text="red", k=2, filters={"max_width": 1199})
+
+    assert ids(first) + ids(second) == ids(both)
+    assert [record.data["rank"] for record in shown["hits"].records] == [5, 6, 7, 8]
+    assert (second["page"], shown["count"].value) == (2, 4)
+    assert [hit["rank"] for hit in folded["hits"]] == [1, 2]
+    alike = folded["hits"][0]["folded"]
+    assert alike == tuple(f"red-{n}" for n in range(1, 1 + len(alike)))
+    assert len(alike) > 2
+    assert (ids(narrow), narrow["filters"]) == ([], {"max_width": 1199})
+    assert narrow["warnings"] == [
+        "No image that is searched passes the filter max_width 1199. `abo search` without it and with --facets shows "
+        "which values there are."
+    ]
+
+
+def test_how_good_the_match_is_stands_beside_the_hits(search):
+    answer, shown = search(text="red", k=1)
+    _, of_none = search(text="red", k=1, filters={"color": ["no such"]})
+
+    assert answer["match"]["kind"] == "text"
+    assert shown["match"].value == str(Match(**{name: answer["match"][name] for name in ("kind", "percentile")}))
+    assert of_none["match"].value == "not measured"
+
+
+def test_every_filter_of_a_search_can_be_asked_for_in_the_launchpad():
+    asked = {name: ["a", "b"] for name in PRODUCT_FIELDS} | {"min_width": 1, "max_width": 2, "min_height": 3}
+
+    config = SearchConfig(text="red", filters=asked | {"max_height": 4})
+
+    assert config.filters.filters() == Filters(
+        **dict.fromkeys(PRODUCT_FIELDS, ("a", "b")), min_width=1, max_width=2, min_height=3, max_height=4
+    )
+    assert SearchConfig(text="red").filters.filters() == NO_FILTER
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"page": 0}, "The page is 0; the first one is 1."),
+        ({"k": 0}, "k is 0; ask for at least 1 hit."),
+        ({"filters": {"min_width": -1}}, "The filter min_width is -1; a side has 0 to 2,147,483,647 pixels."),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_in_words(search, config, message):
+    with pytest.raises(QueryError) as refused:
+        search(text="red", **config)
+
+    assert str(refused.value) == message
 
 
 def test_nothing_to_search_by_is_refused():

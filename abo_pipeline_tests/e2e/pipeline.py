@@ -58,6 +58,7 @@ class Pipeline:
             "model": "small-clip",
             "device": "cpu",
             "sizes": "20,60,120",
+            "exact_below": "0",
             "partitions": "2",
             "batch_size": "8",
             "queries": "a red chair;like:",
