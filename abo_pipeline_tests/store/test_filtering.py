@@ -232,6 +232,9 @@ def test_one_product_must_satisfy_everything_that_is_asked_of_products(small):
             ("B2", "x", "a red chair", "CHAIR", "red", None, "US", ["a"], [apart, together]),
             ("B3", "x", "a blue lamp", "LAMP", "blue", "Rivet", "DE", ["b"], [apart]),
             ("B4", "x", "a red lamp", "LAMP", "red", "Rivet", "US", ["a", "b"], []),
+            # The same item in another shop, where it is shown by another picture.
+            ("B1", "a", "a red chair", "CHAIR", "red", None, "DE", ["a"], [apart]),
+            ("B3", "y", "a red lamp", "LAMP", "red", "Rivet", "US", ["a", "b"], ["not in the catalogue"]),
         ]
     )
 
