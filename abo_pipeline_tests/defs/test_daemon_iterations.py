@@ -52,7 +52,7 @@ def settings(colours: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
     }
     for name, value in variables.items():
         if value is not None:
-            monkeypatch.setenv(f"ABO_{name.upper()}", str(value))
+            monkeypatch.setenv(f"ABO_{name.upper()}", ",".join(value) if isinstance(value, list) else str(value))
     return Settings.read()
 
 
