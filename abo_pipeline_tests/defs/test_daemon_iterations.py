@@ -108,7 +108,7 @@ def test_a_backfill_over_the_whole_graph_makes_each_asset_once_and_in_order(work
     assert made == [
         (["image_paths", "listings", "raw_archive"], None),
         *[(["image_embeddings"], key) for key in partition_keys(PARTITIONS)],
-        (["embedding_index", "golden_queries", "search_report"], None),
+        (["embedding_index", "golden_queries", "search_report", "storage_ladder"], None),
     ]
     passed = Counter(
         evaluation.dagster_event.asset_check_evaluation_data.passed
