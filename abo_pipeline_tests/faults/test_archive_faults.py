@@ -56,6 +56,7 @@ def settings(archive, ledger, tmp_path) -> Settings:
         model="small-clip",
         device="cpu",
         sizes="20,60",
+        exact_below=0,
         partitions=2,
         batch_size=8,
         queries=("a red chair",),
