@@ -64,6 +64,7 @@ def settings(tmp_path, database_url) -> Settings:
         database_url=database_url,
         space="colours",
         sizes="10,20",
+        exact_below=0,
         partitions=4,
         queries=("red",),
     )
