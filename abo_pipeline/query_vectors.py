@@ -34,7 +34,6 @@ from abo_pipeline.queries import (
 from abo_pipeline.settings import Settings
 from abo_pipeline.store import EmbeddingSpace
 from abo_pipeline.store.nearest import stored_vector, stored_with_digest
-from abo_pipeline.web_pictures import fetch_picture
 
 MOST_CHARACTERS = 50_000
 """Of a text that is handed to the tokenizer, which reads the whole before it cuts it to what the model reads: 77 tokens
@@ -229,6 +228,9 @@ def _fetched(url: str, settings: Settings) -> bytes:
     _check_characters(url)
     if len(url) > _MOST_URL_CHARACTERS:
         raise QueryError(f"The URL has {len(url):,} characters; no server takes more than {_MOST_URL_CHARACTERS:,}.")
+    # Brings the network's libraries, which few searches need and no code location should wait for.
+    from abo_pipeline.web_pictures import fetch_picture
+
     return fetch_picture(url, settings)
 
 
