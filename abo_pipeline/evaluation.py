@@ -37,6 +37,11 @@ TITLE_QUERIES = 100
 RANDOM_QUERIES = 200
 TIMED_QUERIES = 20
 
+_HEADROOM = 0.25
+"""By this share fewer misses than the target allows are tuned for. A few hundred queries tell recall to three parts in a
+thousand, and to stop at the first effort that looks good enough picks those that only look so: 300 other queries were
+found to get .9893 where those tuned with got .993."""
+
 _TOLERANCE = 2e-6
 """By which a similarity differs between numpy's and Postgres's way of adding up 512 products in single precision."""
 
@@ -250,6 +255,8 @@ def tune(
 ) -> tuple[dict[int, int], list[Point]]:
     """Raise the effort until recall meets the target for every kind of query, for each number of hits.
 
+    A little more than met, so that it also is for queries that were not tuned with.
+
     Args:
         space: where to search.
         within: a size, with an index.
@@ -262,6 +269,7 @@ def tune(
         The effort for each of ``KS``, the largest that there is where none was enough; and all that was measured.
     """
     efforts, points = {}, []
+    enough = target + _HEADROOM * (1 - target)
     for k in KS:
         for effort in STRATEGIES[within.strategy].efforts(within.rows):
             tried = [
@@ -272,7 +280,7 @@ def tune(
             efforts[k] = effort
             recalls = ", ".join(f"{point.kind} {point.recall:.4f}" for point in tried)
             progress(f"size {within.size:,}: recall@{k} at effort {effort}: {recalls}")
-            if all(point.recall >= target for point in tried):
+            if all(point.recall >= enough for point in tried):
                 break
     return efforts, points
 
