@@ -8,7 +8,6 @@ are is in ``strategies``.
 """
 
 import math
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,12 +22,15 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 
 from abo_pipeline.errors import StoreError
+from abo_pipeline.machine import cores
+from abo_pipeline.sampling import LAST_KEY
 from abo_pipeline.store.database import ensure_vectorscale, transaction, translated
 from abo_pipeline.store.schema import Background, SizeIndex
 from abo_pipeline.store.spaces import EmbeddingSpace
 from abo_pipeline.store.strategies import DISKANN, EXACT, HNSW, METHODS, STRATEGIES, Strategy, membership
 
 _POLL_SECONDS = 1.0
+_TOLERATED_CHANGE = 0.1
 _LOCK_NAMESPACE = 0x41424F
 
 Progress = Callable[[str], None]
@@ -106,6 +108,8 @@ def build_index(
                 raise StoreError(
                     f"Index {name} is not valid after its build; the one before it still serves. Build it again."
                 )
+        elif not _is_analysed(connection, space):
+            connection.execute(text(f"ANALYZE {space.table.name}"))
         _register(connection, space, size, cutoff, name, chosen, rows, anew=built)
         _drop_unused(connection, space, progress)
         # Before somebody else may come and replace it.
@@ -249,10 +253,18 @@ def _build(
     connection.execute(text(f"ANALYZE {space.table.name}"))
 
 
+def _is_analysed(connection: Connection, space: EmbeddingSpace) -> bool:
+    """Whether the planner knows about how many vectors there are. Else it starts processes to look at a thousand."""
+    known = "SELECT reltuples FROM pg_class WHERE oid = CAST(:table AS regclass)"
+    estimate = connection.scalar(text(known), {"table": space.table.name}) or 0.0
+    vectors = space.vectors(LAST_KEY)
+    return bool(abs(estimate - vectors) <= _TOLERATED_CHANGE * vectors)
+
+
 def provide_means(connection: Connection, rows: int, dimension: int, memory_mb: int) -> str:
     """Let a session use memory and processes for building an index over so many vectors; says in words how much."""
     memory = _memory_mb(rows, dimension, memory_mb)
-    workers = max(0, min(_cores() - 1, 7))
+    workers = max(0, min(cores() - 1, 7))
     connection.execute(text(f"SET maintenance_work_mem = '{memory}MB'"))
     connection.execute(text(f"SET max_parallel_maintenance_workers = {workers}"))
     return f"{memory} MB and {workers + 1} process(es)"
@@ -267,11 +279,6 @@ def _memory_mb(rows: int, dimension: int, limit_mb: int) -> int:
     needed = rows * (4 * dimension + 500) // 2**20 + 16
     machine = int(psutil.virtual_memory().total) // 2**20 // 4
     return max(64, min(needed, limit_mb, machine))
-
-
-def _cores() -> int:
-    """Cores this process may use, which in a container are fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

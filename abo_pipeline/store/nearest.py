@@ -388,13 +388,15 @@ def _indexed(space: EmbeddingSpace, ask: Ask, strategy: Strategy) -> TextClause:
 
 def _exact(space: EmbeddingSpace, ask: Ask) -> TextClause:
     """By comparing with every vector of the scope: adding 0 keeps the planner from any index on the distance."""
+    # Said of both tables, for else the planner reads the whole catalogue to find a small size's images in it.
+    cutoff = ask.scope.cutoff
     return text(
         f"""
         WITH hits AS MATERIALIZED (
             SELECT i.image_id, path, i.digest, {_shown_vector(ask)},
                    (embedding <=> CAST(:query AS vector)) + 0 AS distance, NULL AS reach, NULL AS farthest
             FROM {space.table.name} e JOIN images i USING (image_id)
-            WHERE e.sample_key <= {ask.scope.cutoff} AND i.image_id <> ALL (CAST(:exclude AS text[]))
+            WHERE e.sample_key <= {cutoff} AND i.sample_key <= {cutoff} AND i.image_id <> ALL (CAST(:exclude AS text[]))
             AND {_BEHIND if ask.after else "true"} AND {matching_images(ask.filters, space.engine)}
             ORDER BY distance, i.image_id LIMIT :k
         )

@@ -21,6 +21,7 @@ from abo_pipeline.store.explain import plan_of
 from abo_pipeline.store.indexes import IndexStatus, build_index, drop_sizes_but
 from abo_pipeline.store.nearest import Ask, nearest, scope
 from abo_pipeline.store.spaces import Embedded
+from abo_pipeline_tests.fakes import NamedOnly
 
 DIMENSION = 16
 ROWS = 200
@@ -28,7 +29,7 @@ PATIENCE = 30
 
 
 @dataclass(frozen=True)
-class NamedEncoder:
+class NamedEncoder(NamedOnly):
     """What opening a space asks of a model: who it is. Embedding is not tested here."""
 
     fingerprint: str = "0011223344556677"
@@ -270,7 +271,7 @@ def test_what_a_build_says(space):
     new = build(space, 100, 149, progress=lambda words: seen.append((words, registered(space), vector_indexes(space))))
 
     assert seen[0] == (
-        f"building {new.name} over 150 rows with 64 MB and {indexes._cores()} process(es)",
+        f"building {new.name} over 150 rows with 64 MB and {indexes.cores()} process(es)",
         {100: (99, old.name)},
         {old.name: True},
     )
@@ -545,3 +546,15 @@ def test_a_build_without_a_database_to_build_in_says_so(space):
 
     with pytest.raises(StoreError, match=f'database "{name}" is not currently accepting connections'):
         build(space, 100)
+
+
+def test_a_size_without_an_index_is_known_to_the_planner_too(space):
+    """It would take the vectors for so many that it starts other processes to look at a few."""
+    with space.engine.connect() as connection:
+        known = text("SELECT reltuples FROM pg_class WHERE relname = 'embeddings_clip'")
+        before = connection.scalar(known)
+        build_index(space, ROWS, ROWS - 1, memory_mb=64, strategy="exact")
+        connection.rollback()
+        after = connection.scalar(known)
+
+    assert (before, after) == (-1, space.vectors(2**62))

@@ -125,6 +125,14 @@ def test_the_index_of_the_size_is_what_the_planner_uses(library, size, k):
     assert "Seq Scan on embeddings_clip" not in plan
 
 
+def test_an_exact_search_of_a_small_size_reads_no_more_than_that(library):
+    small = replace(scope(library.space, min(SIZES)), index_name=None)
+
+    plan = plan_of(library.space, Ask(queries(1)[0], 10, small))
+
+    assert plan.count(f"(sample_key <= '{small.cutoff}'::bigint)") == 2, plan
+
+
 def test_an_exact_search_uses_no_vector_index(library):
     plan = plan_of(library.space, Ask(queries(1)[0], 10, EVERYTHING))
 
