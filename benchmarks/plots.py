@@ -6,7 +6,7 @@ from pathlib import Path
 
 _INK, _GRID = "#333333", "#dddddd"
 # Okabe and Ito's colours, which people tell apart who do not see all of them.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31", "#999999")
 _RING = {"marker": "o", "markersize": 12, "fillstyle": "none"}
 
 

