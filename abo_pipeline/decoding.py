@@ -1,12 +1,19 @@
 """Bytes → pixels: one picture, upright, in RGB, within limits.
 
 Whatever a product archive holds comes out as 8-bit RGB, or as an ``ImageError`` that says why not. Fitting the picture
-to a model's input (resize, crop, normalise) is the model's own affair and stays in ``encoder``.
+to a model's input (resize, crop, normalise) is for ``preparation``, or the model's own affair.
+
+Where simplejpeg is installed, plain JPEGs are decoded by it: the same pixels, in half of the time and without holding
+up other threads, which matters beside a GPU. Whatever it does not take as it is, is Pillow's, and so is every error.
 """
 
+import importlib
+import importlib.util
 import io
 import struct
 import warnings
+from functools import cache
+from typing import Any
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -18,6 +25,8 @@ pixels."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """What Pillow may open. It knows more, and hands some of that to other programs: PostScript to Ghostscript."""
+
+_JPEG, _HEADER = b"\xff\xd8\xff", 1 << 16
 
 MAX_ASPECT = 16
 """A picture longer than this many times its width is cut to its middle: CLIP looks at the central square only, and
@@ -40,6 +49,8 @@ def decode(data: bytes, *, max_pixels: int) -> Image.Image:
     """
     if not data:
         raise ImageError("the file is empty")
+    if (plain := _plain_jpeg(data, max_pixels)) is not None:
+        return plain
     try:
         with warnings.catch_warnings():
             # Pillow warns of the same thing at a limit of its own; ours is checked below, and is an error.
@@ -57,6 +68,29 @@ def decode(data: bytes, *, max_pixels: int) -> Image.Image:
         # Pillow's plugins raise almost anything on broken input: OSError, ValueError, SyntaxError, struct.error,
         # EOFError …
         raise ImageError(f"cannot be decoded: {error or type(error).__name__}") from error
+
+
+@cache
+def _simplejpeg() -> Any:
+    """The module; None where it is not installed."""
+    return importlib.import_module("simplejpeg") if importlib.util.find_spec("simplejpeg") else None
+
+
+def _plain_jpeg(data: bytes, max_pixels: int) -> Image.Image | None:
+    """A JPEG in which nothing is to be looked at but its pixels; None for all else."""
+    simplejpeg = _simplejpeg()
+    # EXIF may say that the picture is to be turned.
+    if simplejpeg is None or not data.startswith(_JPEG) or b"Exif" in data[:_HEADER]:
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        is_strip = max(height, width) > MAX_ASPECT * min(height, width)
+        if colours not in ("YCbCr", "Gray") or height * width > max_pixels or is_strip:
+            return None
+        # As Pillow does it: exactly, and with smooth colours.
+        return Image.fromarray(simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False))
+    except ValueError:
+        return None
 
 
 def _middle(image: Image.Image) -> Image.Image:

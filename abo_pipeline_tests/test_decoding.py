@@ -7,9 +7,12 @@ import time
 import zlib
 
 import numpy as np
+import polars as pl
 import pytest
 from PIL import Image, features
 
+from abo_pipeline import decoding
+from abo_pipeline.archive import Archive
 from abo_pipeline.decoding import FORMATS, MAX_ASPECT, decode
 from abo_pipeline.errors import ImageError
 
@@ -55,6 +58,37 @@ def refusal(data: bytes, max_pixels: int = LIMIT) -> str:
     with pytest.raises(ImageError) as caught:
         decode(data, max_pixels=max_pixels)
     return str(caught.value)
+
+
+@pytest.fixture(autouse=True, params=["simplejpeg", "Pillow alone"])
+def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """All of this holds with simplejpeg, and where it is not installed."""
+    if request.param == "Pillow alone":
+        monkeypatch.setattr(decoding, "_simplejpeg", lambda: None)
+    else:
+        assert decoding._simplejpeg() is not None
+    return request.param
+
+
+def test_both_decoders_give_the_same_pixels(decoder, sample, tmp_path, monkeypatch):
+    with Archive.open(sample.archive, tmp_path) as archive:
+        rows = archive.index.filter(pl.col("member").str.ends_with(".jpg")).iter_rows(named=True)
+        files = [archive.read_at(row["offset"], row["size"]) for row in rows]
+
+    def every() -> list[bytes]:
+        found = []
+        for data in files:
+            try:
+                found.append(decode(data, max_pixels=LIMIT).tobytes())
+            except ImageError as error:
+                found.append(str(error).encode())
+        return found
+
+    here = every()
+    monkeypatch.setattr(decoding, "_simplejpeg", lambda: None)
+
+    assert len(files) > 100
+    assert here == every(), decoder
 
 
 # --- Every file type and mode ---
