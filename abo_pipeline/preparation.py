@@ -1,0 +1,99 @@
+"""Pictures → what a CLIP looks at: resized, cropped to the middle square, in whole numbers.
+
+The model's own processor does the same in floating point and Python, at five times the cost; it remains the reference,
+and the way for models whose preparation is another one. Here a picture stays 8-bit until the model's device normalises
+it, so that a batch is small to move. How files become pictures is for ``decoding``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PREPARATION = "uint8-bicubic-1"
+"""Version of what this module makes of a picture. It is part of an embedding space's fingerprint: change it with the
+pixels."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How pictures are prepared for a model.
+
+    Attributes:
+        side: of the square that the model looks at, in pixels.
+        shortest_edge: that a picture's shorter side is scaled to before.
+        mean, std: by which the model's input is normalised, a colour each, of values from 0 to 1.
+    """
+
+    side: int
+    shortest_edge: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @classmethod
+    def of(cls, processor: Any) -> Self | None:
+        """What an image processor of transformers is set to do; None if that is more, or other, than is done here."""
+        try:
+            size, crop = dict(processor.size), dict(processor.crop_size)
+            usual = (
+                processor.do_resize
+                and processor.do_center_crop
+                and processor.do_rescale
+                and processor.do_normalize
+                and int(processor.resample) == Image.Resampling.BICUBIC
+                and abs(processor.rescale_factor * 255 - 1) < 1e-9
+                and crop["height"] == crop["width"] <= size["shortest_edge"]
+                and len(processor.image_mean) == len(processor.image_std) == 3
+            )
+            if not usual:
+                return None
+            return cls(crop["width"], size["shortest_edge"], tuple(processor.image_mean), tuple(processor.image_std))
+        except (AttributeError, KeyError, TypeError, ValueError):
+            return None
+
+    def prepare(self, image: Image.Image) -> "Tensor":
+        """An RGB picture → uint8 (3, side, side): bicubic with antialiasing, as Pillow has it, and the middle of that.
+
+        Within 2 of 255 of what the model's own processor makes of it.
+        """
+        import torch
+
+        # A copy, for Pillow's memory may not be written to, and torch wants to be able to.
+        pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)[None]
+        height, width = self._scaled(image.height, image.width)
+        if (height, width) != (image.height, image.width):
+            # Channels last is the layout in which torch has a fast way for 8-bit pictures, and the one they come in.
+            pixels = torch.nn.functional.interpolate(pixels, (height, width), mode="bicubic", antialias=True)
+        top, left = (height - self.side) // 2, (width - self.side) // 2
+        return pixels[0, :, top : top + self.side, left : left + self.side]
+
+    def batch(self, images: Sequence[Image.Image]) -> "Tensor":
+        """Pictures → uint8 (n, 3, side, side), in memory that lies together."""
+        import torch
+
+        return torch.stack([self.prepare(image) for image in images]).contiguous()
+
+    def normalised(self, pixels: "Tensor", dtype: Any) -> "Tensor":
+        """uint8 (n, 3, side, side) → the model's input, on the device where the pixels are.
+
+        Args:
+            pixels: a batch.
+            dtype: torch's type to give it.
+        """
+        import torch
+
+        mean = torch.tensor(self.mean, device=pixels.device).view(1, 3, 1, 1)
+        std = torch.tensor(self.std, device=pixels.device).view(1, 3, 1, 1)
+        # x/255 is taken to mean 0 and deviation 1, in one pass over memory each.
+        return pixels.to(torch.float32).mul_(1 / (255 * std)).sub_(mean / std).to(dtype)
+
+    def _scaled(self, height: int, width: int) -> tuple[int, int]:
+        """The shorter side as it is to be, the other one rounded down, as transformers does."""
+        if height <= width:
+            return self.shortest_edge, int(self.shortest_edge * width / height)
+        return int(self.shortest_edge * height / width), self.shortest_edge
