@@ -147,7 +147,12 @@ def demo() -> None:
 @click.option("--sizes", metavar="N,N,N", help="MAX_IMAGES configurations. Default: 1000,10000,100000.")
 @click.option("--min-side", metavar="PIXELS", help="Least width and height of an original. Default: 1000.")
 @click.option("--partitions", metavar="N", help="Ranges that are embedded by one run each. Default: 64.")
-@click.option("--batch-size", metavar="N", help="Images that are embedded and committed together. Default: 64.")
+@click.option(
+    "--precision",
+    metavar="NAME",
+    help="Of the computation: float32, bfloat16, float16, int8. Default: the quickest that finds the same neighbours.",
+)
+@click.option("--batch-size", metavar="N", help="Images of a forward pass. Default: what the device is quickest with.")
 @click.option("--catalogue", metavar="NAME", help="Keeps archives apart in one database. Default: abo.")
 @click.option("--allow-removal", is_flag=True, help="Let many images leave the catalogue, and their vectors with them.")
 @click.option("--retry-failures", is_flag=True, help="Try images again that failed before.")

@@ -1,19 +1,26 @@
 """One partition: what the catalogue has and the store lacks → vectors and failures.
 
 A run compares the catalogue with the rows, does what is missing or changed, and forgets what left the catalogue; so
-doing it again does nothing, and an interruption costs the batch in hand. Each batch is committed by itself. Nothing is
-embedded under an image's id but the bytes that the catalogue counted as that image. How bytes become pixels, pixels
-vectors, and vectors rows is for ``decoding``, ``encoder`` and ``store``.
+doing it again does nothing. Nothing is embedded under an image's id but the bytes that the catalogue counted as that
+image, and the same bytes are embedded once, however many images have them.
+
+The encoder says how many threads should be at work. Each takes a batch of images all the way from the archive to
+vectors: while one waits for the disk or for its turn on a GPU, others compute, and no more is in memory than the
+batches in hand. Rows are written from one more thread, many at a time. An interruption costs the batches in hand. How
+bytes become pixels, pixels vectors, and vectors rows is for ``decoding``, ``encoder`` and ``store``; how threads are
+kept together, for ``stages``.
 """
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from PIL import Image
 
 from abo_pipeline.archive import Archive, digest_of
@@ -22,9 +29,17 @@ from abo_pipeline.encoder import Encoder
 from abo_pipeline.errors import ArchiveError, FailuresError, ImageError
 from abo_pipeline.sampling import partition_range
 from abo_pipeline.settings import Settings
+from abo_pipeline.stages import Collector, in_parallel
 from abo_pipeline.store.spaces import Embedded, EmbeddingSpace, Failed, Reason
 
-READ, DECODE, ENCODE, WRITE = "read", "decode", "encode", "write"
+READ, DECODE, PREPARE, ENCODE, WRITE = STAGES = ("read", "decode", "prepare", "encode", "write")
+
+Vector = NDArray[np.float32]
+
+_COMMIT_ROWS = 1000
+_COMMIT_SECONDS = 1.0
+"""So many rows, or what has come in so long, are committed together. A transaction for each batch would cost more than
+its rows; and what is not committed is lost when the machine goes down."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +72,10 @@ class Tally:
         failed: newly failed.
         left: of these, pending still, because only failures were to be tried again.
         removed: vectors and failures whose image left the catalogue.
-        seconds: spent in each stage.
+        shared: of those embedded, the ones that got the vector of another image with the same bytes.
+        seconds: spent in each stage, by all threads together.
+        elapsed: seconds from the first image to the last.
+        workers: threads that read, decode, prepare and encode.
     """
 
     kept: int
@@ -67,7 +85,10 @@ class Tally:
     failed: int = 0
     left: int = 0
     removed: int = 0
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys((READ, DECODE, ENCODE, WRITE), 0.0))
+    shared: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    elapsed: float = 0.0
+    workers: int = 1
 
     @property
     def to_do(self) -> int:
@@ -86,9 +107,19 @@ class Tally:
 
     @property
     def images_per_second(self) -> float:
-        """Over all stages; 0.0 if there was nothing to do."""
-        spent = sum(self.seconds.values())
-        return self.done / spent if spent else 0.0
+        """From the first image to the last; 0.0 if there was nothing to do."""
+        return self.done / self.elapsed if self.elapsed else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the end, if it goes on like this; None before the first image."""
+        return (self.to_do - self.done) / self.images_per_second if self.images_per_second else None
+
+    @property
+    def bottleneck(self) -> str:
+        """The stage that keeps its threads busiest; none if there was nothing to do."""
+        busy = {stage: spent / (1 if stage == WRITE else self.workers) for stage, spent in self.seconds.items()}
+        return max(busy, key=busy.__getitem__) if any(busy.values()) else "none"
 
 
 Progress = Callable[[Tally], None]
@@ -132,7 +163,7 @@ def embed_partition(
     space: EmbeddingSpace,
     *,
     limits: Limits,
-    batch_size: int,
+    batch_size: int | None = None,
     retry_failures: bool = False,
     only_failures: bool = False,
     progress: Progress = lambda _: None,
@@ -146,14 +177,14 @@ def embed_partition(
         encoder: of the space.
         space: where the rows go.
         limits: on one image.
-        batch_size: images that are decoded, embedded and committed together.
+        batch_size: images of a forward pass; by default what the encoder is quickest with.
         retry_failures: try images again that failed before with the same bytes.
         only_failures: try those again and leave what is pending to another run.
         progress: told after every batch.
 
     Raises:
-        ArchiveError: the archive is not, or no longer, the one that the catalogue was read from; batches before are
-            committed, and nothing of this one is.
+        ArchiveError: the archive is not, or no longer, the one that the catalogue was read from; batches that were done
+            are committed, and nothing of this one is.
         ModelError: the model cannot be loaded.
         StoreError: the database went away.
     """
@@ -170,50 +201,137 @@ def embed_partition(
 
     tally = Tally(len(kept), len(unchanged), len(known) - len(tried_again), left=len(left), removed=len(departed))
     space.remove(departed["image_id"].to_list())
-    if len(to_do):
-        # Loads the model, once a process: the images' speed should not depend on who comes first.
-        _ = encoder.device
     progress(tally)
-    for batch in to_do.iter_slices(batch_size):
-        _embed_batch(batch.rows(named=True), archive, encoder, space, limits, tally)
-        progress(tally)
+    if len(to_do):
+        _embed(to_do, archive, encoder, space, limits, batch_size, tally, progress)
     return tally
+
+
+@dataclass
+class _Batch:
+    """What became of a batch."""
+
+    embedded: list[Embedded]
+    failed: list[Failed]
+    seconds: dict[str, float]
+    shared: int = 0
+
+
+def _embed(
+    to_do: pl.DataFrame,
+    archive: Archive,
+    encoder: Encoder,
+    space: EmbeddingSpace,
+    limits: Limits,
+    batch_size: int | None,
+    tally: Tally,
+    progress: Progress,
+) -> None:
+    """From bytes to rows; ``tally`` goes on with what is done."""
+    # Loads the model, once a process: the images' speed should not depend on who comes first.
+    tally.workers = encoder.workers
+    started = time.perf_counter()
+    images_with = _by_digest(to_do)
+
+    def account_for(batch: _Batch) -> None:
+        outcomes.put([*batch.embedded, *batch.failed])
+        tally.embedded += len(batch.embedded)
+        tally.failed += len(batch.failed)
+        tally.shared += batch.shared
+        for stage, spent in batch.seconds.items():
+            tally.seconds[stage] += spent
+        tally.seconds[WRITE] = outcomes.seconds_busy
+        tally.elapsed = time.perf_counter() - started
+        progress(tally)
+
+    with Collector(partial(_write, space), _COMMIT_ROWS, _COMMIT_SECONDS) as outcomes:
+        known = space.vectors_of(list(images_with))
+        if known:
+            account_for(_known_batch(images_with, known))
+        firsts = to_do.unique("digest", keep="first", maintain_order=True)
+        firsts = firsts.filter(~pl.col("digest").is_in(list(known)))
+        embed_one = partial(_embed_batch, archive=archive, encoder=encoder, limits=limits, images_with=images_with)
+        batches = _batches(firsts, encoder, batch_size)
+        with closing(in_parallel(embed_one, batches, tally.workers, enter_thread=encoder.enter_thread)) as results:
+            for batch in results:
+                account_for(batch)
+    tally.seconds[WRITE] = outcomes.seconds_busy
+    tally.elapsed = time.perf_counter() - started
+
+
+def _batches(images: pl.DataFrame, encoder: Encoder, batch_size: int | None) -> Iterator[list[dict[str, Any]]]:
+    """Rows in the archive's order; so many at a time as are best then, for a GPU may turn out to have less memory."""
+    start = 0
+    while start < len(images):
+        size = batch_size or encoder.batch
+        yield images.slice(start, size).rows(named=True)
+        start += size
+
+
+def _by_digest(to_do: pl.DataFrame) -> dict[str, list[dict[str, Any]]]:
+    """The images with the same bytes."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in to_do.iter_rows(named=True):
+        found.setdefault(row["digest"], []).append(row)
+    return found
+
+
+def _known_batch(images_with: Mapping[str, Sequence[dict[str, Any]]], known: Mapping[str, Vector]) -> _Batch:
+    """The images whose bytes have been embedded before, for an image of another partition."""
+    embedded = [
+        Embedded(row["image_id"], row["sample_key"], digest, vector)
+        for digest, vector in known.items()
+        for row in images_with[digest]
+    ]
+    return _Batch(embedded, [], {}, shared=len(embedded))
+
+
+def _write(space: EmbeddingSpace, outcomes: Sequence[Embedded | Failed]) -> None:
+    space.write(
+        [outcome for outcome in outcomes if isinstance(outcome, Embedded)],
+        [outcome for outcome in outcomes if isinstance(outcome, Failed)],
+    )
 
 
 def _embed_batch(
     rows: Sequence[dict[str, Any]],
     archive: Archive,
     encoder: Encoder,
-    space: EmbeddingSpace,
     limits: Limits,
-    tally: Tally,
-) -> None:
-    """One batch from bytes to rows. A picture that fails costs itself only."""
-    pictures: list[tuple[dict[str, Any], Image.Image]] = []
-    failures: list[Failed] = []
+    images_with: Mapping[str, Sequence[dict[str, Any]]],
+) -> _Batch:
+    """One batch from bytes to vectors. A picture that fails costs itself only, and those that are the same."""
+    batch = _Batch([], [], dict.fromkeys(STAGES, 0.0))
+    pictures: list[tuple[str, Image.Image]] = []
+
+    def fail(digest: str, stage: str, error: BaseException, message: str) -> None:
+        batch.failed += [_failed(row, stage, error, message) for row in images_with[digest]]
+
     for row in rows:
         stage = READ
         try:
-            with _timed(tally, READ):
+            with _timed(batch.seconds, READ):
                 data = read_image(archive, row, limits)
             stage = DECODE
-            with _timed(tally, DECODE):
-                pictures.append((row, decode(data, max_pixels=limits.max_pixels)))
+            with _timed(batch.seconds, DECODE):
+                pictures.append((row["digest"], decode(data, max_pixels=limits.max_pixels)))
         except ImageError as error:
-            failures.append(_failed(row, stage, error.__cause__ or error, str(error)))
-    with _timed(tally, ENCODE):
-        vectors = encoder.encode_images([picture for _, picture in pictures]) if pictures else ()
-    embedded: list[Embedded] = []
-    for (row, _), vector in zip(pictures, vectors, strict=True):
+            fail(row["digest"], stage, error.__cause__ or error, str(error))
+    if not pictures:
+        return batch
+    with _timed(batch.seconds, PREPARE):
+        prepared = encoder.prepare([picture for _, picture in pictures])
+    with _timed(batch.seconds, ENCODE):
+        vectors = encoder.encode_prepared(prepared)
+    for (digest, _), vector in zip(pictures, vectors, strict=True):
         if np.isfinite(vector).all():
-            embedded.append(Embedded(row["image_id"], row["sample_key"], row["digest"], vector))
+            same = images_with[digest]
+            batch.embedded += [Embedded(row["image_id"], row["sample_key"], digest, vector) for row in same]
+            batch.shared += len(same) - 1
         else:
             aimless = ImageError("the model gives it a vector without a direction (zero or not finite)")
-            failures.append(_failed(row, ENCODE, aimless, str(aimless)))
-    with _timed(tally, WRITE):
-        space.write(embedded, failures)
-    tally.embedded += len(embedded)
-    tally.failed += len(failures)
+            fail(digest, ENCODE, aimless, str(aimless))
+    return batch
 
 
 def read_image(archive: Archive, row: Mapping[str, Any], limits: Limits) -> bytes:
@@ -267,9 +385,9 @@ def _failed(row: dict[str, Any], stage: str, error: BaseException, message: str)
 
 
 @contextmanager
-def _timed(tally: Tally, stage: str) -> Iterator[None]:
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     started = time.perf_counter()
     try:
         yield
     finally:
-        tally.seconds[stage] += time.perf_counter() - started
+        seconds[stage] += time.perf_counter() - started

@@ -2,30 +2,53 @@
 
 ``Encoder`` is all that the rest of the package asks of a model. ``ClipEncoder`` keeps the promise with whatever
 ``SentenceTransformer(...)`` loads that embeds both pictures and texts; the model is loaded when the first vector is
-wanted, once a process, because importing sentence-transformers alone takes seconds. Batching over a partition, and what
-becomes of a picture that cannot be embedded, is for ``embedding``.
+wanted, once a process, because importing sentence-transformers alone takes seconds.
+
+There are several ways to one model's vectors of pictures, and they differ by what they cost and by their last digits.
+The reference is sentence-transformers in single precision with the model's own processor; for a CLIP, the others are a
+``Preparation`` of ours and a ``Tower`` in some precision. Each has a fingerprint of its own, so a space holds vectors
+made in one way. Texts are few, and always embedded as the reference does. Which way a space takes is for ``fidelity``;
+batching over a partition, and what becomes of a picture that cannot be embedded, is for ``embedding``.
 """
 
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from functools import cached_property, lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from abo_pipeline import openvino_tower
 from abo_pipeline.decoding import DECODING
 from abo_pipeline.errors import ModelError
+from abo_pipeline.openvino_tower import OpenVinoTower, is_prepared
+from abo_pipeline.preparation import PREPARATION, Preparation
 from abo_pipeline.settings import Settings
+from abo_pipeline.towers import (
+    BFLOAT16,
+    CPU_BATCH,
+    FLOAT16,
+    FLOAT32,
+    INT8,
+    TorchTower,
+    Tower,
+    has_fast_bfloat16,
+    vision_of,
+)
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -34,74 +57,184 @@ Vectors = NDArray[np.float32]
 SMALL_MODEL = "small-clip"
 """The name under which the bundled model is asked for."""
 
-_PRECISION = "float32"
+AUTO = "auto"
+FAST, MODELS_OWN = "fast", "model"
+"""How pictures are prepared: by ``preparation`` where the model is a CLIP, or by the model's own processor."""
+
 _HUB_TIMEOUT = 10.0
 _NOT_WEIGHTS = frozenset({"README.md", "LICENSE"})
 
 
-class Encoder(Protocol):
-    """What the pipeline and the search ask of a model."""
+@dataclass(frozen=True)
+class Candidate:
+    """An encoder that may be used for a space, and why it is proposed."""
 
-    @property
-    def model(self) -> str:
-        """The model's name, for people."""
+    encoder: "Encoder"
+    why: str
 
-    @property
-    def fingerprint(self) -> str:
-        """Two encoders with the same fingerprint give the same vectors; 16 hex digits."""
 
-    @property
-    def dimension(self) -> int:
-        """Length of the vectors."""
+class Encoder(ABC):
+    """What the pipeline and the search ask of a model.
 
-    @property
-    def device(self) -> str:
-        """Where it computes, such as ``cpu`` or ``cuda:0``."""
+    Attributes:
+        model: the model's name, for people.
+        fingerprint: two encoders with the same one give the same vectors; 16 hex digits.
+        dimension: length of the vectors.
+        device: where it computes, such as ``cpu`` or ``cuda:0``.
+        precision: of its vectors of pictures.
+        workers: threads that should embed pictures at once, each its own.
+        batch: pictures that each should embed at once.
+    """
 
+    model: str
+    fingerprint: str
+    dimension: int
+    device: str
+    precision: str = FLOAT32
+    workers: int = 1
+    batch: int = 64
+
+    @abstractmethod
     def encode_images(self, images: Sequence[Image.Image]) -> Vectors:
         """RGB pictures → (n, dimension) float32, each row of length 1; NaN in a row that has no direction."""
 
+    @abstractmethod
     def encode_texts(self, texts: Sequence[str]) -> Vectors:
         """Texts → (n, dimension) float32, each row of length 1. What is over the model's length is cut off."""
 
+    @abstractmethod
     def truncates(self, text: str) -> bool:
         """Whether the text is longer than the model reads (77 tokens for CLIP), so that its end is ignored."""
 
+    def prepare(self, images: Sequence[Image.Image]) -> Any:
+        """RGB pictures → what ``encode_prepared`` takes: the part of the work that is not the model's."""
+        return images
 
-class ClipEncoder:
+    def encode_prepared(self, prepared: Any) -> Vectors:
+        """What ``prepare`` gave → vectors, as ``encode_images`` gives them."""
+        return self.encode_images(prepared)
+
+    def enter_thread(self) -> None:  # noqa: B027 - most have nothing to do here
+        """To be called once by each thread that embeds pictures beside others."""
+
+    def make_ready(self, pictures: Callable[[], Iterable[Image.Image]]) -> None:  # noqa: B027 - likewise
+        """Do what has to be done once before it can embed pictures; these are some that it will be asked for."""
+
+    def variants(self) -> Sequence["Encoder"]:
+        """Every encoder of this model whose spaces this one may be used for."""
+        return (self,)
+
+    def candidates(self) -> Sequence[Candidate]:
+        """Encoders for a new space, the most wanted first; the last one is of the reference's precision, or alone."""
+        return (Candidate(self, "there is no other"),)
+
+    @property
+    def reference(self) -> "Encoder":
+        """What an encoder of this model is measured by."""
+        return self
+
+    def matching(self, fingerprint: str) -> "Encoder | None":
+        """The one of ``variants`` with this fingerprint; None if there is none."""
+        return next((encoder for encoder in self.variants() if encoder.fingerprint == fingerprint), None)
+
+
+class ClipEncoder(Encoder):
     """An ``Encoder`` from sentence-transformers.
+
+    With precision ``auto`` it computes in single precision itself, and may be used for spaces of any precision.
 
     Args:
         model: a hub name such as ``clip-ViT-B-32``, a folder, or ``small-clip`` for the bundled model.
         device: a torch device; empty for the best there is.
+        precision: of the pictures' vectors: auto, float32, bfloat16, float16 or int8.
+        preparation: ``FAST`` or ``MODELS_OWN``.
+        folder: for what has to be made once; needed for int8.
 
     Raises:
         ModelError: from every member that needs the model: it cannot be found or loaded, or does not embed both
             pictures and texts.
     """
 
-    def __init__(self, model: str, device: str = "") -> None:
+    def __init__(
+        self,
+        model: str,
+        device: str = "",
+        precision: str = AUTO,
+        preparation: str = FAST,
+        folder: Path | None = None,
+    ) -> None:
         self.model = model
+        self.precision = FLOAT32 if precision == AUTO else precision
+        self._is_auto = precision == AUTO
+        self._preparation = preparation
         self._device = device
+        self._folder = folder
+        self._source = _Source(model)
 
     @cached_property
-    def fingerprint(self) -> str:
-        """Hash over the model's files or its revision on the hub, how pictures are decoded, and the precision."""
-        return blake2b("\n".join([_identity(self.model), DECODING, _PRECISION]).encode(), digest_size=8).hexdigest()
+    def fingerprint(self) -> str:  # type: ignore[override]  # computed, as all members that need the model
+        """Hash over the model's files or its revision on the hub, and how pictures become vectors."""
+        # The reference's is what it was before there were other ways.
+        how = [PREPARATION] if self._preparation == FAST else []
+        parts = [self._source.identity, DECODING, self.precision, *how]
+        return blake2b("\n".join(parts).encode(), digest_size=8).hexdigest()
 
     @cached_property
-    def dimension(self) -> int:
+    def dimension(self) -> int:  # type: ignore[override]
         """Length of the vectors."""
         return int(self.encode_texts(["dimension"]).shape[1])
 
     @property
-    def device(self) -> str:
+    def device(self) -> str:  # type: ignore[override]
         """Where it computes."""
         return str(self._loaded.device)
 
+    @property
+    def workers(self) -> int:  # type: ignore[override]
+        """One a core, where the model is a CLIP; others compute with all cores at once."""
+        return self._tower.workers if self._tower else 1
+
+    @property
+    def batch(self) -> int:  # type: ignore[override]
+        """Pictures of a forward pass."""
+        return self._tower.batch if self._tower else 32
+
+    @property
+    def reference(self) -> "ClipEncoder":
+        """Single precision and the model's own processor."""
+        return self._like(FLOAT32, MODELS_OWN)
+
+    def enter_thread(self) -> None:
+        """Have this thread compute alone, on one core."""
+        if self._tower:
+            self._tower.enter_thread()
+
+    def make_ready(self, pictures: Callable[[], Iterable[Image.Image]]) -> None:
+        """Make the model for int8, unless that was done before on this machine."""
+        if self.precision != INT8 or self._clip is None:
+            return
+        vision, preparation = self._clip
+        if not is_prepared(self._made_once, preparation):
+            logger.info("Making the model %s for %s, in %s; it takes minutes.", self.model, INT8, self._made_once)
+            batches = partial(_batches, preparation, pictures)
+            OpenVinoTower.prepared(self._made_once, vision, preparation, batches)
+
     def encode_images(self, images: Sequence[Image.Image]) -> Vectors:
-        """RGB pictures → unit vectors, through the model's own processor."""
-        return self._encode(list(images))
+        """RGB pictures → unit vectors."""
+        return self.encode_prepared(self.prepare(images)) if images else _none(self.dimension)
+
+    def prepare(self, images: Sequence[Image.Image]) -> Any:
+        """RGB pictures → pixels, or the pictures themselves where the model's own processor is to see them."""
+        if self._tower is None or self._clip is None:
+            return list(images)
+        _, preparation = self._clip
+        return preparation.batch(images)
+
+    def encode_prepared(self, prepared: Any) -> Vectors:
+        """What ``prepare`` gave → unit vectors."""
+        if self._tower is None:
+            return self._encode(prepared)
+        return _unit(self._tower.encode(prepared))
 
     def encode_texts(self, texts: Sequence[str]) -> Vectors:
         """Texts → unit vectors.
@@ -120,23 +253,123 @@ class ClipEncoder:
         tokens = self._loaded.tokenizer(text, truncation=True, max_length=limit + 1)["input_ids"]
         return len(tokens) > limit
 
+    def variants(self) -> Sequence["ClipEncoder"]:
+        """Of ``auto`` every way to the model's vectors, itself first; of a precision that was asked for, itself."""
+        if not self._is_auto:
+            return (self,)
+        ways = [(precision, FAST) for precision in (FLOAT32, BFLOAT16, FLOAT16, INT8)]
+        found = [self._like(*way) for way in (*ways, (FLOAT32, MODELS_OWN))]
+        return sorted(found, key=lambda encoder: encoder.fingerprint != self.fingerprint)
+
+    def candidates(self) -> Sequence[Candidate]:
+        """Of ``auto`` what this machine computes quickest first; the model's own processor, where asked for, alone."""
+        if not self._is_auto:
+            return (Candidate(self, f"ABO_PRECISION is {self.precision}"),)
+        if self._preparation == MODELS_OWN:
+            return (Candidate(self.reference, "the model's own processor was asked for"),)
+        if self._clip is None:
+            return (Candidate(self._like(FLOAT32, FAST), "the model is no CLIP of the usual preparation"),)
+        found: list[tuple[str, str]] = []
+        if not self._loaded.device.type.startswith("cpu"):
+            found = [(FLOAT16, "a GPU computes it several times as fast as single precision")]
+        else:
+            if openvino_tower.is_available() and self._folder:
+                found.append((INT8, "OpenVINO is installed"))
+            if has_fast_bfloat16():
+                found.append((BFLOAT16, "this CPU computes it twice as fast as single precision"))
+        found.append((FLOAT32, "nothing quicker will do here"))
+        return [Candidate(self._like(precision, FAST), why) for precision, why in found]
+
+    def _like(self, precision: str, preparation: str) -> "ClipEncoder":
+        """The same model, in another way."""
+        other = ClipEncoder(self.model, self._device, precision, preparation, self._folder)
+        # Reading all of a model's files takes a second; once will do.
+        other._source = self._source
+        return other
+
     @property
     def _loaded(self) -> "SentenceTransformer":
         return _load(self.model, self._device)
 
+    @property
+    def _clip(self) -> "tuple[Any, Preparation] | None":
+        return _clip_of(self.model, self._device)
+
+    @cached_property
+    def _tower(self) -> "Tower | None":
+        """What computes the vectors of pictures; None for sentence-transformers."""
+        if self._preparation == MODELS_OWN or self._clip is None:
+            if self.precision == FLOAT32:
+                return None
+            raise ModelError(
+                f"{self.model} cannot be computed in {self.precision}: sentence-transformers computes it, because it "
+                f"is no CLIP of the usual preparation, or ABO_PREPARATION is {MODELS_OWN}. Unset ABO_PRECISION."
+            )
+        if self.precision == INT8:
+            return _int8_tower(self.model, self._device, self._made_once)
+        return _torch_tower(self.model, self._device, self.precision)
+
+    @property
+    def _made_once(self) -> Path:
+        if self._folder is None:
+            raise ModelError(f"{self.model} in {self.precision} needs a folder for what is made once; none was given.")
+        return self._folder / self.fingerprint
+
     def _encode(self, inputs: list[Any]) -> Vectors:
         if not inputs:
-            return np.empty((0, self.dimension), dtype=np.float32)
+            return _none(self.dimension)
         vectors = self._loaded.encode(inputs, batch_size=len(inputs), convert_to_numpy=True, show_progress_bar=False)
-        vectors = np.asarray(vectors, dtype=np.float32)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            unit: Vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-        return unit
+        return _unit(np.asarray(vectors, dtype=np.float32))
 
 
 def encoder_from(settings: Settings) -> ClipEncoder:
     """The encoder that the settings name; nothing is loaded yet."""
-    return ClipEncoder(settings.model, settings.device)
+    return ClipEncoder(
+        settings.model, settings.device, settings.precision, settings.preparation, settings.state_dir / "encoders"
+    )
+
+
+def _none(dimension: int) -> Vectors:
+    return np.empty((0, dimension), dtype=np.float32)
+
+
+def _unit(vectors: NDArray[np.float32]) -> Vectors:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        unit: Vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return unit
+
+
+@lru_cache(maxsize=2)
+def _clip_of(model: str, device: str) -> "tuple[Any, Preparation] | None":
+    """The image side of a model and how its pictures are prepared; None if it is no CLIP, or one of its own kind."""
+    from transformers import CLIPModel
+
+    modules = list(_load(model, device))
+    inner, processor = getattr(modules[0], "model", None), getattr(modules[0], "processor", None)
+    preparation = Preparation.of(getattr(processor, "image_processor", None))
+    # What comes after the projection and only changes lengths does not change a unit vector.
+    if not isinstance(inner, CLIPModel) or preparation is None or len(modules) > 1:
+        return None
+    return vision_of(inner), preparation
+
+
+@lru_cache(maxsize=4)
+def _torch_tower(model: str, device: str, precision: str) -> "Tower | None":
+    """A tower is made once a process: it may be a copy of the weights."""
+    clip = _clip_of(model, device)
+    return clip and TorchTower(*clip, precision)
+
+
+@lru_cache(maxsize=1)
+def _int8_tower(model: str, device: str, folder: Path) -> "Tower | None":
+    clip = _clip_of(model, device)
+    return clip and OpenVinoTower.prepared(folder, *clip)
+
+
+def _batches(preparation: Preparation, pictures: Callable[[], Iterable[Image.Image]]) -> Iterator["Tensor"]:
+    waiting = iter(pictures())
+    while some := list(islice(waiting, CPU_BATCH)):
+        yield preparation.batch(some)
 
 
 def where_is(model: str) -> str:
@@ -182,8 +415,19 @@ def _load(model: str, device: str) -> "SentenceTransformer":
         raise ModelError(f"The model {model} embeds {' and '.join(modalities)}, not both image and text. {_REMEDY}")
     if not _knows_words(loaded):
         raise ModelError(f"The model {folder or model} lacks its tokenizer's files. {_REMEDY}")
+    _without_torchvision(loaded)
     logger.info("Loaded the model %s on %s.", folder or model, loaded.device)
     return loaded
+
+
+def _without_torchvision(model: "SentenceTransformer") -> None:
+    """Have Pillow resize pictures for a CLIP also where torchvision is installed, whose pixels are others."""
+    processor: Any = getattr(model[0], "processor", None)
+    images: Any = getattr(processor, "image_processor", None)
+    if type(images).__name__ == "CLIPImageProcessor":
+        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+        processor.image_processor = CLIPImageProcessorPil.from_dict(images.to_dict())
 
 
 def _check_device(device: str) -> None:
@@ -246,6 +490,18 @@ def _folder(model: str) -> Path | None:
     if Path(model).is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
         raise ModelError(f"There is no model folder {model}. {_REMEDY}")
     return None
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a model comes from."""
+
+    model: str
+
+    @cached_property
+    def identity(self) -> str:
+        """As ``_identity`` has it, found out once."""
+        return _identity(self.model)
 
 
 def _identity(model: str) -> str:

@@ -38,8 +38,8 @@ RANDOM_QUERIES = 200
 TIMED_QUERIES = 20
 
 _HEADROOM = 0.25
-"""By this share fewer misses than the target allows are tuned for. A few hundred queries tell recall to three parts in a
-thousand, and to stop at the first effort that looks good enough picks those that only look so: 300 other queries were
+"""By this share fewer misses than the target allows are tuned for. A few hundred queries tell recall to three parts in
+a thousand, and to stop at the first effort that looks good enough picks those that only look so: 300 other queries were
 found to get .9893 where those tuned with got .993."""
 
 _TOLERANCE = 2e-6

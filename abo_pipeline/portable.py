@@ -9,7 +9,7 @@ leave a database and enter one is for ``store``; how they are embedded, for ``em
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import blake2b
 from itertools import islice, pairwise
@@ -30,6 +30,7 @@ from abo_pipeline.download import write_whole
 from abo_pipeline.embedding import Limits, read_image
 from abo_pipeline.encoder import Encoder, Vectors
 from abo_pipeline.errors import ImageError, PortableError
+from abo_pipeline.fidelity import Fidelity
 from abo_pipeline.pictures import open_images
 from abo_pipeline.sampling import sample_key
 from abo_pipeline.settings import Settings
@@ -274,9 +275,11 @@ def import_space(
     if check < 1:
         raise PortableError(f"{check} images are to be checked; at least 1 has to be.")
     export = _Export.open(path)
-    _require_same_model(export, encoder)
-    if store.find_space(settings.space_name):
-        store.open_space(settings.space_name, encoder)
+    matching = _require_same_model(export, encoder)
+    there = store.find_space(settings.space_name)
+    if there:
+        # As long as that is open, the space will be of the export's encoder.
+        there.require_encoder(matching if store.is_settled(there) else encoder)
     common, content = _common(export, store, progress)
     if not len(common):
         raise PortableError(
@@ -285,11 +288,14 @@ def import_space(
             "`abo run --until image_paths` reads the archive's catalogue, if that has not been done yet."
         )
     chosen = common[np.unique(np.linspace(0, len(common) - 1, min(check, len(common))).round().astype(int))]
-    cosines = _cosines(export, chosen, store, encoder, settings, progress)
+    cosines = _cosines(export, chosen, store, matching, settings, progress)
     _require_same_vectors(export, cosines)
     if content != export.content:
         raise PortableError(f"{path} is damaged: its vectors are not those that were exported. {_REMEDY}")
-    space, adopted = store.open_space(settings.space_name, encoder), Adopted()
+    store.open_space(settings.space_name, encoder)
+    space = store.settle_space(settings.space_name, matching, asdict(Fidelity(matching.precision, "it was imported")))
+    space.require_encoder(matching)
+    adopted = Adopted()
     for start, images in export.blocks():
         adopted += space.adopt(images)
         progress("importing", start + len(images), export.rows)
@@ -436,14 +442,16 @@ def _columns(schema: pl.Schema) -> str:
     return ", ".join(f"{name} {dtype}" for name, dtype in schema.items())
 
 
-def _require_same_model(export: _Export, encoder: Encoder) -> None:
-    if export.fingerprint != encoder.fingerprint:
+def _require_same_model(export: _Export, encoder: Encoder) -> Encoder:
+    matching = encoder.matching(export.fingerprint)
+    if matching is None:
         raise PortableError(
             f"{export.path} holds vectors of {export.model} (fingerprint {export.fingerprint}), and {encoder.model} "
             f"has fingerprint {encoder.fingerprint} here: they cannot be compared. A fingerprint tells the model's "
             "files, how pictures are decoded, and the precision. Name the same model with ABO_MODEL, and use the same "
             "abo_pipeline."
         )
+    return matching
 
 
 def _common(export: _Export, store: Store, progress: Callable[[str, int, int], None]) -> tuple[NDArray[np.int64], str]:
@@ -477,7 +485,7 @@ def _cosines(
     cosines: dict[str, float] = {}
     done = 0
     with open_images(settings) as archive:
-        for batch in _batches(_chosen(export, numbers), settings.batch_size):
+        for batch in _batches(_chosen(export, numbers), encoder.batch):
             pictures = list(_pictures(batch, store, archive, Limits.of(settings)))
             if pictures:
                 vectors = encoder.encode_images([picture for _, picture in pictures])

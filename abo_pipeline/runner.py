@@ -275,7 +275,7 @@ def _embed(
     settings: Settings,
     progress: PipelineProgress,
     retry_failures: bool,
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """Run the partitions in which something is to do, or of which Dagster does not know that nothing is."""
     keys = partition_keys(settings.partitions)
     before = dict(zip(keys, _accounts(settings), strict=True))
@@ -291,6 +291,7 @@ def _embed(
     }
     progress.pending(sum(account.pending + retry_failures * account.failed for account in to_run.values()))
     totals = dict.fromkeys(("embedded", "skipped", "failed", "failed_before", "removed"), 0)
+    precision = ""
     config = {"retry_failures": retry_failures}
     for key, account in before.items():
         if key in to_run:
@@ -299,7 +300,8 @@ def _embed(
             metadata = {"skipped": account.embedded, "failed_before": account.failed}
         for name in totals:
             totals[name] += metadata.get(name, 0)
-    return totals | {"partitions_run": len(to_run)} | _sums(_accounts(settings))
+        precision = metadata.get("precision", precision)
+    return totals | {"partitions_run": len(to_run), "precision": precision} | _sums(_accounts(settings))
 
 
 def _accounts(settings: Settings) -> list[Account]:

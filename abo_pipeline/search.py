@@ -321,22 +321,23 @@ def encoder_of(space: EmbeddingSpace, settings: Settings, encoder: Encoder | Non
         ModelError: the model cannot be had.
     """
     other = encoder or encoder_from(settings)
-    own = other if other.model == space.model else ClipEncoder(space.model, settings.device)
+    # Of whatever precision the space is: what the settings say of that is for embedding.
+    own = other if other.model == space.model and _fits(other, space) else ClipEncoder(space.model, settings.device)
     try:
-        fits = own.fingerprint == space.fingerprint
+        fits = own.matching(space.fingerprint) is not None
     except ModelError as error:
-        if _has_fingerprint(other, space.fingerprint):
+        if _fits(other, space):
             return other
         raise ModelError(
             f"Space {space.name} is searched with the model that it was made with, {space.model}, and that cannot be "
             f"had: {error} Put it back, or set ABO_MODEL to where it is now; `abo spaces` lists other spaces."
         ) from error
-    return other if not fits and _has_fingerprint(other, space.fingerprint) else own
+    return other if not fits and _fits(other, space) else own
 
 
-def _has_fingerprint(encoder: Encoder, fingerprint: str) -> bool:
+def _fits(encoder: Encoder, space: EmbeddingSpace) -> bool:
     with suppress(ModelError):
-        return encoder.fingerprint == fingerprint
+        return encoder.matching(space.fingerprint) is not None
     return False
 
 

@@ -118,8 +118,8 @@ class TerminalProgress(PipelineProgress):
         self._out = out
         self._bars = Bars(err)
         self._images = 0
-        self._before = 0
-        self._current = ("", 0)
+        self._before = self._failed_before = 0
+        self._current = ("", 0, 0)
         self._started = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -150,13 +150,16 @@ class TerminalProgress(PipelineProgress):
 
     def embedding(self, partition_key: str, tally: Tally) -> None:
         """A batch is done; partitions before this one count as well."""
-        key, done = self._current
+        key, done, failed = self._current
         if key != partition_key:
             self._before += done
-        self._current = (partition_key, tally.done)
+            self._failed_before += failed
+        self._current = (partition_key, tally.done, tally.failed)
         done = self._before + tally.done
         speed = done / max(time.monotonic() - self._started, 1e-6)
-        words = f"{done:,}/{self._images:,} images, partition {partition_key}, {speed:.1f} images/s"
+        all_failed = self._failed_before + tally.failed
+        failures = f", {all_failed:,} failed" if all_failed else ""
+        words = f"{done:,}/{self._images:,} images{failures}, partition {partition_key}, {speed:.1f} images/s"
         if self._images:
             self._bars.update("embedding", done, self._images, words)
 
@@ -296,7 +299,8 @@ def _embeddings(totals: dict[str, Any]) -> str:
     if totals["removed"]:
         words += f", removed {totals['removed']:,} that left the catalogue"
     account = f"kept {totals['kept']:,} = embedded {totals['total_embedded']:,} + failed {totals['total_failed']:,}"
-    return f"{words}\n{'':<11} {account}"
+    computed = f"; computed in {totals['precision']}" if totals["embedded"] and totals.get("precision") else ""
+    return f"{words}\n{'':<11} {account}{computed}"
 
 
 def _index(metadata: dict[str, Any]) -> str:

@@ -6,11 +6,24 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from abo_pipeline.encoder import Vectors
+from abo_pipeline.encoder import Candidate, Encoder, Vectors
+
+
+class NamedOnly(Encoder):
+    """Says who it is, which is all that opening a space asks; nothing is embedded with it."""
+
+    def encode_images(self, images: Sequence[Image.Image]) -> Vectors:
+        raise AssertionError(f"asked for vectors of {len(images)} pictures")
+
+    def encode_texts(self, texts: Sequence[str]) -> Vectors:
+        raise AssertionError(f"asked for vectors of {texts}")
+
+    def truncates(self, text: str) -> bool:
+        raise AssertionError(f"asked about {text}")
 
 
 @dataclass
-class ColourEncoder:
+class ColourEncoder(Encoder):
     """Embeds a picture as its mean colour, and a text as the colour it names; counts what it is asked."""
 
     model: str = "mean-colour"
@@ -42,3 +55,44 @@ class ColourEncoder:
 
 def _unit(rows: np.ndarray) -> Vectors:
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+@dataclass
+class RoughEncoder(ColourEncoder):
+    """Embeds pictures as well as it is told: some vectors are others."""
+
+    precision: str = "float32"
+    wrong: float = 0.0
+    """Share of pictures, every so many, that get the vector of black."""
+    embedded: int = 0
+
+    def encode_images(self, images: Sequence[Image.Image]) -> Vectors:
+        """Mean colours, and wrong ones."""
+        vectors = super().encode_images(images)
+        for number in range(len(vectors)):
+            before, self.embedded = self.embedded * self.wrong, self.embedded + 1
+            if int(before) != int(self.embedded * self.wrong):
+                vectors[number] = _unit(np.ones((1, 3)))
+        return vectors
+
+
+@dataclass
+class ChoosyEncoder(ColourEncoder):
+    """A model with several ways to its vectors, of which it is the reference.
+
+    Attributes:
+        ways: the quicker ones, most wanted first.
+        asked_for: whether the first of them was asked for by name, so that no other will do.
+    """
+
+    ways: tuple[RoughEncoder, ...] = ()
+    asked_for: bool = False
+
+    def variants(self) -> Sequence[Encoder]:
+        """The ways, and itself."""
+        return (self, *self.ways)
+
+    def candidates(self) -> Sequence[Candidate]:
+        """The ways, then itself."""
+        quick = [Candidate(way, f"{way.precision} is quick") for way in self.ways]
+        return quick[:1] if self.asked_for else [*quick, Candidate(self, "nothing quicker will do here")]

@@ -18,13 +18,14 @@ from abo_pipeline.store.indexes import build_index
 from abo_pipeline.store.nearest import Neighbour, Scope, nearest
 from abo_pipeline.store.spaces import Embedded
 from abo_pipeline_tests.conftest import fresh_database
+from abo_pipeline_tests.fakes import NamedOnly
 from benchmarks.vectors import Clip, Vectors
 
 DIMENSION = 64
 
 
 @dataclass(frozen=True)
-class NamedEncoder:
+class NamedEncoder(NamedOnly):
     """What opening a space asks of a model: who it is. Embedding is not tested here."""
 
     fingerprint: str = "0011223344556677"

@@ -693,7 +693,7 @@ def test_a_run_that_is_killed_in_the_middle_loses_nothing_and_redoes_nothing(abo
     sample = draw_sample(tmp_path / "sample", images=160, seed=3)
     words = [
         *("run", "--archive", sample.archive, "--listings", "none", "--model", "small-clip"),
-        *("--sizes", "50,100", "--partitions", "2", "--batch-size", "2"),
+        *("--sizes", "50,100", "--partitions", "16"),
     ]
     engine = create_engine(database_url)
 
@@ -722,7 +722,8 @@ def test_a_run_that_is_killed_in_the_middle_loses_nothing_and_redoes_nothing(abo
     kept = int(re.search(r"kept ([\d,]+) of", out)[1])
     assert code == 0
     assert 20 <= len(before) < kept - 10
-    assert f"embedded {len(after) - len(before)}, {len(before)} were there already, failed 2" in out
+    assert f"embedded {len(after) - len(before)}, {len(before)} were there already, failed " in out
+    assert f"kept {kept} = embedded {len(after)} + failed 2" in out
     assert len(after) == kept - 2
     assert {image_id: after[image_id] for image_id in before} == before
     engine.dispose()

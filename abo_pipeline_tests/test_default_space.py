@@ -165,9 +165,9 @@ def test_a_model_whose_files_have_changed_is_named_with_both_fingerprints(spaces
 
     assert now != was
     assert str(refused.value) == (
-        f"Space other holds vectors of {folder} as it was with fingerprint {was}; now it has {now}, because its files, "
-        "or the way to prepare pictures for it, have changed: they cannot be compared. Put the model back as it was, "
-        "or embed into another space with --space (ABO_SPACE)."
+        f"Space other holds vectors of {folder} as it was with fingerprint {was}; now it has {now}, because its files "
+        "have changed, or the way to prepare pictures for it, or its precision: they cannot be compared. Put the model "
+        "back as it was, unset ABO_PRECISION and ABO_PREPARATION, or embed into another space with --space (ABO_SPACE)."
     )
 
 

@@ -1,22 +1,28 @@
 """One partition at a time: real archives, a real database, and a model that can be counted."""
 
-from collections.abc import Mapping
+import random
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 from sqlalchemy import text
 
+from abo_pipeline import embedding
 from abo_pipeline.archive import Archive
 from abo_pipeline.catalog import read_catalogue
+from abo_pipeline.decoding import decode
 from abo_pipeline.embedding import Limits, Tally, embed_partition
-from abo_pipeline.errors import StoreError
+from abo_pipeline.errors import ArchiveError, ImageError, StoreError
 from abo_pipeline.sampling import partition_range
 from abo_pipeline.store import EmbeddingSpace, Store
 from abo_pipeline_tests.archives import jpeg, write_images
 from abo_pipeline_tests.fakes import ColourEncoder
+from abo_pipeline_tests.threads import at_work
 
 WHOLE = "00of1"
 FILES = {f"{n:02x}/{n:08x}.jpg": jpeg((n * 9 % 256, 80, 255 - n * 9 % 256)) for n in range(25)}
@@ -62,6 +68,23 @@ class Bench:
         with self.store.engine.connect() as connection:
             query = text("SELECT image_id, digest, xmin::text AS version FROM embeddings_colours ORDER BY image_id")
             return pl.DataFrame([dict(row) for row in connection.execute(query).mappings()])
+
+    def vectors(self) -> dict[str, list[float]]:
+        with self.store.engine.connect() as connection:
+            rows = connection.execute(text("SELECT image_id, embedding FROM embeddings_colours")).all()
+        return {image_id: vector.to_list() for image_id, vector in rows}
+
+    def expected(self, files: Mapping[str, bytes]) -> list[list[float]]:
+        """The vector of each file by its name, one after another; empty for what is no picture."""
+        found = []
+        for name in sorted(files):
+            try:
+                picture = decode(files[name], max_pixels=10**6)
+            except ImageError:
+                found.append([])
+            else:
+                found.append(ColourEncoder().encode_images([picture])[0].tolist())
+        return found
 
     def failures(self) -> list[tuple[str, str, str, str]]:
         with self.store.engine.connect() as connection:
@@ -283,3 +306,193 @@ def test_progress_is_told_after_every_batch(bench):
         )
 
     assert told == [(0, 25), (10, 25), (20, 25), (25, 25)]
+
+
+# --- The same bytes ---
+
+
+def test_images_with_the_same_bytes_are_embedded_once_and_each_has_the_vector(bench):
+    files = {
+        f"aa/{name}.jpg": jpeg(colour) for name, colour in [("a", "red"), ("b", "blue"), ("c", "red"), ("d", "red")]
+    }
+
+    tally = bench.run(files)
+
+    assert counts(tally) == dict(kept=4, unchanged=0, known_failures=0, embedded=4, failed=0, removed=0)
+    assert tally.shared == 2
+    assert bench.encoder.batches == [2]
+    vectors = bench.vectors()
+    assert vectors["a"] == vectors["c"] == vectors["d"] != vectors["b"]
+    assert bench.space.account().settled
+
+
+def test_the_same_bytes_are_not_embedded_again_for_an_image_of_another_partition(bench):
+    files = {f"{n:02x}/{n:08x}.jpg": jpeg("red" if n % 2 else "lime") for n in range(40)}
+
+    tallies = [bench.run(files, f"{n:02}of4") for n in range(4)]
+
+    assert sum(bench.encoder.batches) == 2
+    assert [tally.embedded for tally in tallies] == [tally.kept for tally in tallies]
+    assert sum(tally.shared for tally in tallies) == 38
+    vectors = bench.vectors()
+    assert vectors == {f"{n:08x}": vectors[f"{n % 2:08x}"] for n in range(40)}
+
+
+def test_the_same_bytes_fail_once_and_every_image_that_has_them_is_a_failure(bench):
+    bench.encoder.aimless = frozenset({(48, 48)})
+    lost = jpeg("red", (48, 48))
+
+    tally = bench.run({"00/a.jpg": b"bad", "01/b.jpg": b"bad", "02/c.jpg": lost, "03/d.jpg": lost, "04/e.jpg": jpeg()})
+
+    assert counts(tally) == dict(kept=5, unchanged=0, known_failures=0, embedded=1, failed=4, removed=0)
+    assert bench.encoder.batches == [2]
+    assert [failure[:2] for failure in bench.failures()] == [
+        ("a", "decode"),
+        ("b", "decode"),
+        ("c", "encode"),
+        ("d", "encode"),
+    ]
+
+
+def test_a_vector_of_another_encoder_is_no_vector_of_the_same_bytes(bench):
+    bench.run({"00/a.jpg": jpeg()})
+    with bench.store.engine.begin() as connection:
+        connection.execute(text("UPDATE embeddings_colours SET fingerprint = 'another'"))
+
+    bench.run({"00/a.jpg": jpeg(), "01/b.jpg": jpeg()})
+
+    assert bench.encoder.batches == [1, 1]
+
+
+# --- What a run tells of itself ---
+
+
+def test_a_run_tells_where_its_time_went(bench):
+    tally = bench.run(FILES)
+
+    assert list(tally.seconds) == ["read", "decode", "prepare", "encode", "write"]
+    assert all(spent > 0 for spent in tally.seconds.values())
+    assert 0 < max(tally.seconds.values()) <= tally.elapsed
+    assert tally.images_per_second == pytest.approx(25 / tally.elapsed)
+    assert tally.seconds_left == 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "workers", "bottleneck"),
+    [
+        ({}, 1, "none"),
+        ({"encode": 5.0, "decode": 1.0, "write": 2.0}, 4, "write"),
+        ({"encode": 5.0, "decode": 1.0, "write": 2.0}, 2, "encode"),
+        ({"decode": 5.0, "encode": 1.0}, 2, "decode"),
+    ],
+)
+def test_the_bottleneck_is_the_stage_that_keeps_its_threads_busiest(seconds, workers, bottleneck):
+    tally = Tally(10, workers=workers)
+    tally.seconds |= seconds
+
+    assert tally.bottleneck == bottleneck
+
+
+# --- Faults ---
+
+
+@dataclass
+class Several(ColourEncoder):
+    """Is called from several threads at once."""
+
+    workers: int = 3
+
+
+class Faults:
+    """Raises now and then, as a seed says, and for the first time before long."""
+
+    def __init__(self, seed: int, share: float) -> None:
+        self._random = random.Random(seed)  # noqa: S311 - no secret
+        self._share = share
+        self._first = self._random.choice((1, 2))
+        self._turn = threading.Lock()
+
+    def may_strike(self, what: str) -> None:
+        with self._turn:
+            self._first -= 1
+            strikes = self._first == 0 or self._random.random() < self._share
+        if strikes:
+            raise RuntimeError(f"{what} broke")
+
+
+def after(faults: Faults, what: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which breaks now and then; half of the time after its work is done."""
+
+    def broken(*arguments: Any, **named: Any) -> Any:
+        faults.may_strike(what)
+        result = function(*arguments, **named)
+        faults.may_strike(what)
+        return result
+
+    return broken
+
+
+@pytest.mark.parametrize("stage", ["read", "decode", "prepare", "encode", "write"])
+@pytest.mark.parametrize("seed", range(4))
+def test_no_image_is_lost_or_doubled_when_a_stage_breaks_at_random(bench, monkeypatch, stage, seed):
+    """Each run ends with the error of the stage that broke, keeps what it had finished, and the next one goes on."""
+    bench.encoder = Several()
+    files = {f"{n:02x}/{n:08x}.jpg": jpeg((n % 100, 80, 120)) for n in range(120)} | {"ff/bad.jpg": b"bad"}
+    faults = Faults(seed, {"read": 0.05, "decode": 0.05}.get(stage, 0.15))
+    functions = {
+        "read": (embedding, "read_image"),
+        "decode": (embedding, "decode"),
+        "prepare": (Several, "prepare"),
+        "encode": (Several, "encode_images"),
+        "write": (EmbeddingSpace, "write"),
+    }
+    owner, name = functions[stage]
+    with monkeypatch.context() as broken:
+        broken.setattr(embedding, "_COMMIT_ROWS", 7)
+        broken.setattr(owner, name, after(faults, stage, getattr(owner, name)))
+        errors = []
+        for _ in range(6):
+            try:
+                bench.run(files, batch_size=5)
+            except RuntimeError as error:
+                errors.append(str(error))
+            account = bench.space.account()
+            assert account.balances
+            assert at_work() == []
+
+    bench.run(files, batch_size=5)
+
+    assert set(errors) == {f"{stage} broke"}
+    account = bench.space.account()
+    assert (account.kept, account.embedded, account.failed, account.settled) == (121, 120, 1, True)
+    expected = zip(sorted(files), bench.expected(files), strict=True)
+    assert bench.vectors() == {Path(name).stem: vector for name, vector in expected if vector}
+
+
+def test_a_database_that_goes_away_ends_the_run_with_its_own_error(bench, monkeypatch):
+    bench.encoder = Several()
+
+    def gone(*_: object) -> None:
+        raise StoreError("The database went away.")
+
+    monkeypatch.setattr(EmbeddingSpace, "write", gone)
+
+    with pytest.raises(StoreError, match="The database went away"):
+        bench.run(FILES, batch_size=2)
+
+
+def test_an_archive_that_was_replaced_ends_the_run_and_what_was_done_is_kept(bench, monkeypatch):
+    bench.encoder = Several()
+    read, done = embedding.read_image, []
+
+    def changed_later(archive: Archive, row: dict[str, Any], limits: Limits) -> bytes:
+        if len(done) > 12:
+            raise ArchiveError("It has changed.")
+        done.append(row["image_id"])
+        return read(archive, row, limits)
+
+    monkeypatch.setattr(embedding, "read_image", changed_later)
+
+    with pytest.raises(ArchiveError, match="It has changed"):
+        bench.run(FILES, batch_size=2)
+    assert 0 < len(bench.rows()) <= 13

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from hashlib import blake2b, sha1
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,6 +25,7 @@ from abo_pipeline import encoder as module
 from abo_pipeline.decoding import DECODING
 from abo_pipeline.encoder import SMALL_MODEL, ClipEncoder, encoder_from, where_is
 from abo_pipeline.errors import ModelError
+from abo_pipeline.preparation import PREPARATION
 from abo_pipeline.settings import PROJECT_ROOT, Settings
 
 REMEDY = (
@@ -197,6 +199,122 @@ def test_a_picture_without_direction_is_nan_and_no_warning(copy, recwarn):
     assert [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)] == []
 
 
+# --- The ways to the vectors of pictures ---
+
+
+def cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    return (one * other).sum(axis=1)
+
+
+@pytest.mark.parametrize(("precision", "least"), [("float32", 0.999999), ("bfloat16", 0.999), ("float16", 0.9999)])
+def test_every_precision_gives_about_the_vectors_of_the_reference(tiny, tiny_folder, precision, least):
+    encoder = ClipEncoder(str(tiny_folder), "cpu", precision)
+
+    vectors = encoder.encode_images(PICTURES)
+
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    assert cosines(vectors, tiny.reference.encode_images(PICTURES)).min() >= least
+
+
+def test_texts_are_embedded_alike_in_every_precision(tiny):
+    texts = tiny.encode_texts(TEXTS)
+
+    assert all(np.array_equal(each.encode_texts(TEXTS), texts) for each in tiny.variants())
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_threads_that_embed_at_once_get_what_one_gets(tiny_folder, precision):
+    encoder = ClipEncoder(str(tiny_folder), "cpu", precision)
+    one_by_one = [encoder.encode_images(PICTURES[: 1 + n % 5]) for n in range(40)]
+
+    with ThreadPoolExecutor(4, initializer=encoder.enter_thread) as pool:
+        at_once = list(pool.map(lambda n: encoder.encode_images(PICTURES[: 1 + n % 5]), range(40)))
+
+    for one, other in zip(one_by_one, at_once, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_there_is_a_thread_for_each_core_that_the_process_may_use(tiny):
+    assert tiny.workers == len(os.sched_getaffinity(0))
+    assert tiny.batch == 16
+
+
+@pytest.mark.parametrize(
+    ("has_bfloat16", "has_openvino", "expected"),
+    [
+        (True, True, ["int8", "bfloat16", "float32"]),
+        (True, False, ["bfloat16", "float32"]),
+        (False, True, ["int8", "float32"]),
+        (False, False, ["float32"]),
+    ],
+)
+def test_a_new_space_is_proposed_what_this_machine_is_quick_with(
+    tiny_folder, tmp_path, monkeypatch, has_bfloat16, has_openvino, expected
+):
+    monkeypatch.setattr(module, "has_fast_bfloat16", lambda: has_bfloat16)
+    monkeypatch.setattr(module.openvino_tower, "is_available", lambda: has_openvino)
+
+    candidates = ClipEncoder(str(tiny_folder), "cpu", folder=tmp_path).candidates()
+
+    assert [each.encoder.precision for each in candidates] == expected
+    assert all(each.why for each in candidates)
+
+
+def test_with_the_models_own_processor_there_is_one_way(tiny, tiny_folder):
+    own = ClipEncoder(str(tiny_folder), "cpu", preparation="model")
+
+    (candidate,) = own.candidates()
+
+    assert candidate.encoder.fingerprint == tiny.reference.fingerprint
+    np.testing.assert_allclose(
+        candidate.encoder.encode_images(PICTURES), as_transformers_has_it(tiny_folder, PICTURES), atol=1e-6
+    )
+    with pytest.raises(ModelError) as caught:
+        ClipEncoder(str(tiny_folder), "cpu", "bfloat16", "model").encode_images(PICTURES)
+    assert str(caught.value) == (
+        f"{tiny_folder} cannot be computed in bfloat16: sentence-transformers computes it, because it is no CLIP of "
+        "the usual preparation, or ABO_PREPARATION is model. Unset ABO_PRECISION."
+    )
+
+
+def test_torchvision_changes_nothing(tiny_folder, monkeypatch):
+    """Where it is installed, transformers takes it for CLIP's processor, under the name that is Pillow's elsewhere."""
+    from sentence_transformers import SentenceTransformer
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    class CLIPImageProcessor(CLIPImageProcessorPil):
+        def __call__(self, *_: object, **__: object) -> None:
+            raise AssertionError("torchvision was asked")
+
+    model = SentenceTransformer(str(tiny_folder), device="cpu")
+    model[0].processor.image_processor = CLIPImageProcessor.from_dict(model[0].processor.image_processor.to_dict())
+    monkeypatch.setattr(module, "_from_folder", lambda *_: model)
+    loaded = module._load.__wrapped__(str(tiny_folder), "cpu")
+
+    vectors = loaded.encode(PICTURES, normalize_embeddings=True, show_progress_bar=False)
+
+    np.testing.assert_allclose(vectors, as_transformers_has_it(tiny_folder, PICTURES), atol=1e-6)
+
+
+def test_a_model_that_prepares_pictures_otherwise_keeps_its_own_processor(copy):
+    configuration = copy / "0_CLIPModel" / "preprocessor_config.json"
+    if not configuration.is_file():
+        configuration = copy / "0_CLIPModel" / "processor_config.json"
+    settings = json.loads(configuration.read_text())
+    (settings.get("image_processor") or settings)["resample"] = 2
+    configuration.write_text(json.dumps(settings))
+    other = ClipEncoder(str(copy), "cpu")
+
+    vectors = other.encode_images(PICTURES)
+
+    assert [(each.encoder.precision, each.why) for each in other.candidates()] == [
+        ("float32", "the model is no CLIP of the usual preparation")
+    ]
+    np.testing.assert_allclose(vectors, as_transformers_has_it(copy, PICTURES), atol=1e-6)
+    assert other.workers == 1
+
+
 # --- Long texts ---
 
 
@@ -339,6 +457,48 @@ def test_the_fingerprint_does_not_change_with_what_is_kept_beside_the_model(tiny
     os.utime(copy / "modules.json", (0, 0))
 
     assert ClipEncoder(str(copy)).fingerprint == tiny.fingerprint
+
+
+def test_each_way_to_the_vectors_has_a_fingerprint_of_its_own(tiny):
+    variants = tiny.variants()
+
+    assert [(each.precision, each.fingerprint == tiny.fingerprint) for each in variants] == [
+        ("float32", True),
+        ("bfloat16", False),
+        ("float16", False),
+        ("int8", False),
+        ("float32", False),
+    ]
+    assert len({each.fingerprint for each in variants}) == 5
+    assert variants[-1].fingerprint == tiny.reference.fingerprint
+    assert [tiny.matching(each.fingerprint).fingerprint for each in variants] == [each.fingerprint for each in variants]
+    assert tiny.matching("0011223344556677") is None
+
+
+def test_a_space_made_before_there_were_several_ways_is_still_fitted(tiny, tiny_folder):
+    """Its fingerprint is over the model's files, the decoding and the precision alone."""
+    before = blake2b("\n".join([module._identity(str(tiny_folder)), DECODING, "float32"]).encode(), digest_size=8)
+
+    assert tiny.matching(before.hexdigest()).fingerprint == tiny.reference.fingerprint
+
+
+def test_a_precision_that_was_asked_for_fits_its_own_spaces_alone(tiny, tiny_folder):
+    exact = ClipEncoder(str(tiny_folder), "cpu", "bfloat16")
+
+    assert [each.precision for each in exact.variants()] == ["bfloat16"]
+    assert exact.matching(tiny.fingerprint) is None
+    assert tiny.matching(exact.fingerprint).fingerprint == exact.fingerprint
+    assert [(each.encoder, each.why) for each in exact.candidates()] == [(exact, "ABO_PRECISION is bfloat16")]
+
+
+def test_the_model_files_are_read_once_for_all_fingerprints(tiny_folder, monkeypatch):
+    read: list[str] = []
+    identity = module._identity
+    monkeypatch.setattr(module, "_identity", lambda model: (read.append(model), identity(model))[1])
+
+    _ = [each.fingerprint for each in ClipEncoder(str(tiny_folder), "cpu").variants()]
+
+    assert read == [str(tiny_folder)]
 
 
 def test_the_fingerprint_changes_with_the_way_pictures_are_decoded(tiny, tiny_folder, monkeypatch):
@@ -624,7 +784,8 @@ def offered(elsewhere: Elsewhere, tiny_folder: Path, request: pytest.FixtureRequ
 
 
 def fingerprint_of(repository: str, revision: str) -> str:
-    return blake2b(f"{repository}@{revision}\n{DECODING}\nfloat32".encode(), digest_size=8).hexdigest()
+    parts = (f"{repository}@{revision}", DECODING, "float32", PREPARATION)
+    return blake2b("\n".join(parts).encode(), digest_size=8).hexdigest()
 
 
 def answer_of(tiny: ClipEncoder, repository: str, revision: str = REVISION, *, new: bool = False) -> dict[str, Any]:

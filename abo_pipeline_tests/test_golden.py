@@ -5,9 +5,10 @@ import pytest
 from abo_pipeline.golden import Change, changes, mean_overlap
 from abo_pipeline.store import golden
 from abo_pipeline.store.golden import last_recording, record
+from abo_pipeline_tests.fakes import NamedOnly
 
 
-class Encoder:
+class Encoder(NamedOnly):
     model, fingerprint, dimension = "none", "f00", 3
 
 

@@ -8,6 +8,7 @@ from abo_pipeline.plan import Speed, make_plan
 from abo_pipeline.sampling import LAST_KEY, sample_key
 from abo_pipeline.store.indexes import build_index
 from abo_pipeline.store.spaces import Account, Embedded
+from abo_pipeline_tests.fakes import NamedOnly
 
 DONE = Account(kept=100, embedded=97, failed=3, pending=0, departed=0)
 OPEN = Account(kept=100, embedded=10, failed=0, pending=90, departed=0)
@@ -48,11 +49,11 @@ def test_long_times_are_said_in_units_that_fit(pending, words):
 
 
 def test_the_disk_that_is_asked_for_is_near_to_what_is_used(store):
-    class Encoder:
+    class Random(NamedOnly):
         model, fingerprint, dimension = "random", "f00", 256
 
     rows = 3_000
-    space = store.open_space("random", Encoder())
+    space = store.open_space("random", Random())
     vectors = np.random.default_rng(1).standard_normal((rows, 256)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     ids = [f"{number:011}" for number in range(rows)]

@@ -86,6 +86,29 @@ def test_what_became_of_the_images_is_said_in_words(metadata, words):
     assert shown(out) == f"embeddings  {words}\n{'':<11} kept 1,200 = embedded 1,199 + failed 1\n"
 
 
+def test_it_is_said_in_which_precision_images_were_embedded():
+    out, err = console(is_terminal=False), console(is_terminal=False)
+    done = dict(embedded=7, skipped=0, failed=0, failed_before=0, removed=0, precision="bfloat16")
+
+    TerminalProgress(out, err).finished("image_embeddings", done | dict(kept=7, total_embedded=7, total_failed=0))
+
+    assert shown(out).endswith("kept 7 = embedded 7 + failed 0; computed in bfloat16\n")
+
+
+def test_a_bar_counts_the_failures_of_all_partitions(monkeypatch):
+    out, err = console(is_terminal=False), console(is_terminal=False)
+    monkeypatch.setattr(terminal, "_LINE_SECONDS", 0.0)
+
+    with TerminalProgress(out, err) as progress:
+        progress.pending(30)
+        progress.embedding("00of2", Tally(kept=20, embedded=9))
+        progress.embedding("00of2", Tally(kept=20, embedded=18, failed=2))
+        progress.embedding("01of2", Tally(kept=10, embedded=9, failed=1))
+
+    lines = [line.split(", partition")[0].split(maxsplit=1)[1] for line in shown(err).splitlines()]
+    assert lines == ["9/30 images", "20/30 images, 2 failed", "30/30 images, 3 failed"]
+
+
 INDEXES = {
     "indexes": [
         {

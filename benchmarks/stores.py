@@ -11,13 +11,16 @@ from typing import Any
 import polars as pl
 import psycopg
 from pgvector.psycopg import register_vector
+from PIL import Image
 from sqlalchemy import Engine, make_url, text
 
 from abo_pipeline import catalog, listings
+from abo_pipeline.encoder import Encoder
 from abo_pipeline.sampling import cutoff, sample_key
 from abo_pipeline.store import Store
 from abo_pipeline.store.database import open_engine, transaction
 from abo_pipeline.store.embedded import EmbeddedServer
+from abo_pipeline.store.server_programs import PIXELTABLE, Wheel
 from abo_pipeline.store.spaces import Embedded, EmbeddingSpace
 from benchmarks.vectors import Clip, Vectors
 
@@ -28,13 +31,25 @@ IMAGES_A_PRODUCT = 3
 
 
 @dataclass(frozen=True)
-class NamedEncoder:
+class NamedEncoder(Encoder):
     """What opening a space asks of a model: who it is."""
 
     dimension: int
     fingerprint: str = "0011223344556677"
     model: str = "vectors of benchmarks.vectors"
     device: str = "cpu"
+
+    def encode_images(self, images: Sequence[Image.Image]) -> Vectors:
+        """Nothing is embedded with it."""
+        raise NotImplementedError
+
+    def encode_texts(self, texts: Sequence[str]) -> Vectors:
+        """Nothing is embedded with it."""
+        raise NotImplementedError
+
+    def truncates(self, text: str) -> bool:
+        """Nothing is embedded with it."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -75,10 +90,10 @@ class Pictures:
 
 
 @contextmanager
-def fresh_store() -> Iterator[Store]:
-    """A store with nothing in it, on a server that is gone after the block."""
+def fresh_store(wheel: Wheel = PIXELTABLE) -> Iterator[Store]:
+    """A store with nothing in it, on a server of that wheel which is gone after the block."""
     with tempfile.TemporaryDirectory(prefix="abo-benchmark-") as folder:
-        server = EmbeddedServer(Path(folder) / "postgres")
+        server = EmbeddedServer(Path(folder) / "postgres", wheel)
         store = None
         try:
             store = Store(open_engine(make_url(server.ensure_running())))

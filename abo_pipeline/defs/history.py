@@ -31,7 +31,7 @@ def past_speed(instance: dg.DagsterInstance, model: str) -> Speed | None:
     records = instance.fetch_materializations(EMBEDDINGS, limit=_RUNS_LOOKED_AT).records
     runs = [_plain(record.asset_materialization) for record in records if record.asset_materialization]
     mine = [run for run in runs if run.get("machine") == machine() and run.get("model") == model]
-    return _speed([run for run in mine if run.get("embedded", 0) + run.get("failed", 0) > 0])
+    return _speed([run for run in mine if run.get("embedded", 0) + run.get("failed", 0) > 0 and "seconds" in run])
 
 
 def plan_of(store: Store, settings: Settings, instance: dg.DagsterInstance) -> Plan:
@@ -98,5 +98,5 @@ def _plain(materialization: dg.AssetMaterialization) -> dict[str, Any]:
 
 def _speed(runs: Sequence[dict[str, Any]]) -> Speed | None:
     images = sum(run["embedded"] + run["failed"] for run in runs)
-    seconds = sum(value for run in runs for name, value in run.items() if name.startswith("seconds_"))
+    seconds = sum(run["seconds"] for run in runs)
     return Speed(images, seconds, len(runs)) if seconds else None

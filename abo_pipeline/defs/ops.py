@@ -141,10 +141,11 @@ def replay_failures(
         keys = partitions_with_failures(opened, settings)
     totals = {"partitions": len(keys), "embedded": 0, "failed": 0}
     refused = []
-    for key, tally, space in embed_partitions(
-        keys, image_paths, settings, encoder, store, progress, only_failures=True
+    for run in embed_partitions(
+        keys, image_paths, settings, encoder, store, progress, context.log.info, only_failures=True
     ):
-        reasons = space.failures_by_reason(*partition_range(key))
+        key, tally = run.key, run.tally
+        reasons = run.space.failures_by_reason(*partition_range(key))
         context.log.info(f"{key}: {in_words(tally)}")
         totals["embedded"] += tally.embedded
         totals["failed"] += tally.failed
@@ -155,9 +156,7 @@ def replay_failures(
         except FailuresError as error:
             refused.append(str(error))
             event = dg.AssetObservation
-        context.log_event(
-            event(EMBEDDINGS, partition=key, metadata=described(tally, reasons, space, encoder, settings))
-        )
+        context.log_event(event(EMBEDDINGS, partition=key, metadata=described(run, reasons, settings)))
         context.instance.report_runless_asset_event(
             dg.AssetCheckEvaluation(
                 EMBEDDINGS,

@@ -66,11 +66,10 @@ class LogProgress:
     def embedding(self, partition_key: str, tally: Tally) -> None:
         """A batch of a partition is done."""
         if self._is_due():
-            speed = tally.images_per_second
-            left = f", {(tally.to_do - tally.done) / speed:.0f} s left" if speed else ""
+            left = "" if tally.seconds_left is None else f", {tally.seconds_left:.0f} s left"
             dg.get_dagster_logger().info(
                 f"{partition_key}: {tally.done:,} of {tally.to_do:,} images, {tally.failed:,} failed, "
-                f"{speed:.1f} images/s{left}"
+                f"{tally.images_per_second:.1f} images/s{left}"
             )
 
     def building(self, words: str) -> None:

@@ -5,12 +5,13 @@ give an ``EmbeddingSpace``, which holds vectors and failures. ``nearest`` search
 ``roster`` knows which there are, and which one searches use.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
-from sqlalchemy import Connection, Engine, func, select, text
+from sqlalchemy import Connection, Engine, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from abo_pipeline.encoder import Encoder
@@ -125,6 +126,39 @@ class Store:
         space = self.find_space(name) or self._create_space(name, encoder)
         space.require_encoder(encoder)
         return space
+
+    def settle_space(self, name: str, encoder: Encoder, fidelity: Mapping[str, Any]) -> EmbeddingSpace:
+        """Have a space's vectors made by this encoder, and note how true that is, unless it has vectors already.
+
+        Of several who do so at the same time the first one is heeded.
+
+        Args:
+            name: of a space that was opened.
+            encoder: whose fingerprint the vectors will have.
+            fidelity: what was measured, as plain values.
+
+        Raises:
+            StoreError: the space has been dropped meanwhile.
+        """
+        space = self._known_space(name)
+        with transaction(self.engine) as connection:
+            settled = connection.scalar(select(Space.fidelity).where(Space.name == name).with_for_update())
+            if settled is None and not roster.has_vectors(connection, space.table):
+                values = {"fingerprint": encoder.fingerprint, "fidelity": dict(fidelity)}
+                connection.execute(update(Space).where(Space.name == name).values(values))
+        return self._known_space(name)
+
+    def is_settled(self, space: EmbeddingSpace) -> bool:
+        """Whether it is decided by which encoder a space's vectors are made: it was noted, or there are some."""
+        with transaction(self.engine) as connection:
+            noted = connection.scalar(select(Space.fidelity.is_not(None)).where(Space.name == space.name))
+            return bool(noted) or roster.has_vectors(connection, space.table)
+
+    def fidelity(self, name: str) -> dict[str, Any] | None:
+        """What ``settle_space`` noted; None before that."""
+        with transaction(self.engine) as connection:
+            found: dict[str, Any] | None = connection.scalar(select(Space.fidelity).where(Space.name == name))
+        return found
 
     def find_space(self, name: str) -> EmbeddingSpace | None:
         """The space of that name; None if nothing has been embedded into it yet."""

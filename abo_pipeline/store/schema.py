@@ -100,6 +100,9 @@ class Space(Base):
     changed_at: Mapped[datetime] = mapped_column(
         DateTime(timezone=True), server_default=func.now(), comment="when its vectors or failures last changed"
     )
+    fidelity: Mapped[dict[str, Any] | None] = mapped_column(
+        JSONB, comment="how true its encoder was found to be to the reference; null before its first vector"
+    )
 
 
 class SearchDefault(Base):
@@ -252,7 +255,16 @@ def _add_search_default(connection: Connection) -> None:
     )
 
 
-STEPS: tuple[Callable[[Connection], None], ...] = (_add_what_watches, _add_what_is_measured, _add_search_default)
+def _add_fidelity(connection: Connection) -> None:
+    connection.execute(text("ALTER TABLE spaces ADD COLUMN fidelity jsonb"))
+
+
+STEPS: tuple[Callable[[Connection], None], ...] = (
+    _add_what_watches,
+    _add_what_is_measured,
+    _add_search_default,
+    _add_fidelity,
+)
 """The schema's history: the n-th step makes version n + 1 of version n. A fresh schema is made by the models above, at
 the newest version. Add to the end; never change a step that is out, and give it tables as they were then."""
 

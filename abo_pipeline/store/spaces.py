@@ -162,23 +162,23 @@ class EmbeddingSpace:
         self.fingerprint = fingerprint
         self.table: Table = embeddings_table(name, dimension)
 
-    def require_encoder(self, encoder: Encoder) -> None:
-        """See that an encoder's vectors may be compared with those of this space, or stored among them.
+    def require_encoder(self, encoder: Encoder) -> Encoder:
+        """The one of an encoder's variants whose vectors may be compared with those of this space, or stored there.
 
         Raises:
-            StoreError: they may not; names both models.
+            StoreError: there is none; names both models.
             ModelError: the encoder's model cannot be had.
         """
-        if encoder.fingerprint == self.fingerprint:
-            return
+        if matching := encoder.matching(self.fingerprint):
+            return matching
         dimension = encoder.dimension
         lengths = "" if dimension == self.dimension else f", with {self.dimension} and {dimension} dimensions"
         if encoder.model == self.model:
             raise StoreError(
                 f"Space {self.name} holds vectors of {self.model} as it was with fingerprint {self.fingerprint}; now "
-                f"it has {encoder.fingerprint}{lengths}, because its files, or the way to prepare pictures for it, "
-                "have changed: they cannot be compared. Put the model back as it was, or embed into another space with "
-                "--space (ABO_SPACE)."
+                f"it has {encoder.fingerprint}{lengths}, because its files have changed, or the way to prepare "
+                "pictures for it, or its precision: they cannot be compared. Put the model back as it was, unset "
+                "ABO_PRECISION and ABO_PREPARATION, or embed into another space with --space (ABO_SPACE)."
             )
         raise StoreError(
             f"Space {self.name} holds vectors of {self.model} (fingerprint {self.fingerprint}), and {encoder.model} "
@@ -249,6 +249,18 @@ class EmbeddingSpace:
             pl.DataFrame([tuple(row) for row in embedded], schema=schema, orient="row"),
             pl.DataFrame([tuple(row) for row in failed], schema=schema, orient="row"),
         )
+
+    def vectors_of(self, digests: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """The vectors of files that are embedded already, for whichever images, by digest of the file."""
+        # By the catalogue, which is indexed by digest; what has left it is not found, and need not be.
+        statement = (
+            "SELECT DISTINCT ON (i.digest) i.digest, e.embedding "
+            f"FROM images i JOIN {self.table.name} e ON e.image_id = i.image_id AND e.digest = i.digest "
+            "WHERE i.digest = ANY(%(ids)b) AND e.fingerprint = %(fingerprint)s ORDER BY i.digest, i.image_id"
+        )
+        with transaction(self.engine) as connection:
+            found = _of_images(connection, statement, digests, fingerprint=self.fingerprint)
+            return {digest: vector.to_numpy().astype(np.float32, copy=False) for digest, vector in found}
 
     def write(self, embedded: Sequence[Embedded], failed: Sequence[Failed]) -> None:
         """Store one batch, in a transaction of its own. An image has a vector or a failure afterwards, never both.

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from dataclasses import asdict
 from pathlib import Path
 
 import dagster as dg
@@ -17,7 +18,9 @@ from abo_pipeline.defs.assets.index import IndexConfig
 from abo_pipeline.defs.assets.report import report_url
 from abo_pipeline.defs.history import EMBEDDINGS
 from abo_pipeline.defs.resources import LogProgress, StoreResource
+from abo_pipeline.embedding import STAGES
 from abo_pipeline.errors import CatalogError, FailuresError, SettingsError
+from abo_pipeline.fidelity import Fidelity
 from abo_pipeline.settings import Settings
 from abo_pipeline.store import open_store
 from abo_pipeline.store.golden import last_recording
@@ -114,12 +117,17 @@ def test_a_partition_reports_what_it_did_and_its_checks_pass(definitions, instan
     assert [found[name] for name in counted] == [kept, 0, 0, 0, 0, kept]
     assert [repeated[name] for name in counted] == [0, kept, 0, 0, 0, kept]
     assert found["images_per_second"] > 0
-    assert {name for name in found if name.startswith("seconds_")} == {
+    assert {name for name in found if name.startswith("seconds")} == {
+        "seconds",
         "seconds_read",
         "seconds_decode",
+        "seconds_prepare",
         "seconds_encode",
         "seconds_write",
     }
+    assert (found["bottleneck"] in STAGES, repeated["bottleneck"]) == (True, "none")
+    assert (found["precision"], found["shared"]) == ("float32", 0)
+    assert found["fidelity"] == asdict(Fidelity("float32", "there is no other"))
     assert (found["device"], repeated["device"]) == ("cpu", "none needed")
     assert (found["model"], found["fingerprint"]) == ("mean-colour", "c0104f00c0104f00")
     assert {column.name: column.type for column in found["dagster/column_schema"].columns} == {

@@ -22,6 +22,7 @@ from abo_pipeline.store.embedded import EmbeddedServer
 from abo_pipeline.store.nearest import Scope, nearest
 from abo_pipeline.store.spaces import Embedded
 from abo_pipeline_tests.conftest import fresh_database
+from abo_pipeline_tests.fakes import NamedOnly
 
 UNKNOWN = dict.fromkeys(listings.SCHEMA.names()) | {"domain_name": "amazon.com", "keywords": [], "image_ids": []}
 
@@ -268,7 +269,7 @@ def test_a_hit_is_counted_as_the_product_that_describes_it_in_a_search(store):
         assert getattr(found, name) == Facet(tuple(ordered(Count(*item) for item in said.items())), unknown)
 
 
-class NamedEncoder:
+class NamedEncoder(NamedOnly):
     """What opening a space asks of a model: who it is. Embedding is not tested here."""
 
     fingerprint = "0011223344556677"

@@ -33,7 +33,7 @@ TABLES = [
     ),
     *("size_indexes", "spaces"),
 ]
-VERSION = 4
+VERSION = 5
 REMEDY = "Check that it runs (`abo doctor`) and that ABO_DATABASE_URL is right; unset it to use the embedded server."
 NO_URL = "ABO_DATABASE_URL is no database URL. It looks like postgresql://USER:PASSWORD@HOST:5432/DATABASE."
 
@@ -157,7 +157,7 @@ def test_a_database_of_the_first_version_is_brought_to_what_a_fresh_one_has(make
     for column in ("strategy", "rows", "extension", "efforts", "measured", "measured_at"):
         execute(old, f"ALTER TABLE abo.size_indexes DROP COLUMN {column}")
     execute(old, "ALTER TABLE abo.size_indexes ALTER COLUMN index_name SET NOT NULL")
-    execute(old, "ALTER TABLE abo.spaces DROP COLUMN changed_at")
+    execute(old, "ALTER TABLE abo.spaces DROP COLUMN changed_at, DROP COLUMN fidelity")
     execute(old, "INSERT INTO abo.spaces (name, model, dimension, fingerprint) VALUES ('old', 'm', 3, 'f')")
     execute(old, "UPDATE abo.schema_version SET version = 1")
 
@@ -174,6 +174,7 @@ def test_a_database_of_the_third_version_has_searches_use_the_space_that_changed
     for url in (old, empty):
         open_engine(url).dispose()
         execute(url, "DROP TABLE abo.search_default")
+        execute(url, "ALTER TABLE abo.spaces DROP COLUMN fidelity")
         execute(url, "UPDATE abo.schema_version SET version = 3")
     execute(
         old,

@@ -21,12 +21,13 @@ from abo_pipeline.store.measures import keep, now
 from abo_pipeline.store.nearest import nearest, scope
 from abo_pipeline.store.schema import Base, SearchDefault
 from abo_pipeline.store.spaces import Embedded, Failed
+from abo_pipeline_tests.fakes import NamedOnly
 
 IMAGES = ("a", "b", "c", "d")
 
 
 @dataclass(frozen=True)
-class NamedEncoder:
+class NamedEncoder(NamedOnly):
     """What opening a space asks of a model: who it is. Embedding is not tested here."""
 
     model: str

@@ -20,13 +20,14 @@ from abo_pipeline.store import EmbeddingSpace, Store
 from abo_pipeline.store.database import transaction
 from abo_pipeline.store.schema import Failure
 from abo_pipeline.store.spaces import Account, Adopted, Embedded, Failed, NormCheck, Reason
+from abo_pipeline_tests.fakes import NamedOnly
 
 DIMENSION = 3
 NOTHING = Account(kept=0, embedded=0, failed=0, pending=0, departed=0)
 
 
 @dataclass(frozen=True)
-class NamedEncoder:
+class NamedEncoder(NamedOnly):
     """What opening a space asks of a model: who it is. Embedding is not tested here."""
 
     fingerprint: str = "0011223344556677"

@@ -19,6 +19,7 @@ from abo_pipeline.store import Merged, Store
 from abo_pipeline.store.database import open_engine, transaction
 from abo_pipeline.store.schema import Image, Product, ProductImage
 from abo_pipeline.store.spaces import Account, Embedded, Failed
+from abo_pipeline_tests.fakes import NamedOnly
 
 IMAGES = [
     # image_id, path, width, height, sample_key, offset, size, digest
@@ -35,7 +36,7 @@ PRODUCTS = [
 
 
 @dataclass(frozen=True)
-class NamedEncoder:
+class NamedEncoder(NamedOnly):
     """What opening a space asks of a model: who it is. Embedding is not tested here."""
 
     fingerprint: str = "0011223344556677"
@@ -309,8 +310,9 @@ def test_a_model_that_has_changed_since_is_refused_by_both_fingerprints(store):
 
     assert str(refused.value) == (
         "Space clip holds vectors of clip-test as it was with fingerprint 0011223344556677; now it has "
-        "8899aabbccddeeff, because its files, or the way to prepare pictures for it, have changed: they cannot be "
-        "compared. Put the model back as it was, or embed into another space with --space (ABO_SPACE)."
+        "8899aabbccddeeff, because its files have changed, or the way to prepare pictures for it, or its precision: "
+        "they cannot be compared. Put the model back as it was, unset ABO_PRECISION and ABO_PREPARATION, or embed into "
+        "another space with --space (ABO_SPACE)."
     )
 
 

@@ -1,7 +1,7 @@
 """image_embeddings: every kept image of a partition becomes a vector in Postgres, or a failure with its reason."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from abo_pipeline.defs.partitions import image_partitions
 from abo_pipeline.defs.resources import Progress, StoreResource
 from abo_pipeline.embedding import Limits, Tally, embed_partition, refuse_too_many_failures
 from abo_pipeline.encoder import Encoder
+from abo_pipeline.fidelity import Sample, Say, settled
 from abo_pipeline.pictures import open_images
 from abo_pipeline.pools import ENCODER_POOL
 from abo_pipeline.sampling import partition_range
@@ -58,19 +59,20 @@ def image_embeddings_asset(settings: Settings) -> dg.AssetsDefinition:
         batch in hand. A partition of which more than a set share failed is not accepted.
         """
         found = {}
-        for key, tally, space in embed_partitions(
+        for run in embed_partitions(
             context.partition_keys,
             image_paths,
             settings,
             encoder,
             store,
             progress,
+            context.log.info,
             retry_failures=config.retry_failures,
         ):
-            reasons = space.failures_by_reason(*partition_range(key))
-            found[key] = described(tally, reasons, space, encoder, settings)
-            context.log.info(f"{key}: {in_words(tally)}")
-            refuse_too_many_failures(key, tally, reasons, settings.max_failed_share)
+            reasons = run.space.failures_by_reason(*partition_range(run.key))
+            found[run.key] = described(run, reasons, settings)
+            context.log.info(f"{run.key}: {in_words(run.tally)}")
+            refuse_too_many_failures(run.key, run.tally, reasons, settings.max_failed_share)
         if len(found) == 1:
             return dg.MaterializeResult(metadata=found.popitem()[1])
         # A result of its own for each partition of a range that was asked for as one run.
@@ -88,8 +90,9 @@ def embed_partitions(
     encoder: Encoder,
     store: StoreResource,
     progress: Progress,
+    say: Say,
     **what: bool,
-) -> Iterator[tuple[str, Tally, EmbeddingSpace]]:
+) -> Iterator["Run"]:
     """Do the work of partitions, one after another; yields what was done in each.
 
     Args:
@@ -99,40 +102,57 @@ def embed_partitions(
         encoder: of the space.
         store: where the rows go.
         progress: told of each batch.
+        say: told which encoder a new space takes.
         what: as ``embed_partition`` takes it: ``retry_failures`` or ``only_failures``.
     """
-    with (
-        open_images(settings, image_paths) as archive,
-        store.opened() as opened,
-        opened.open_space(settings.space_name, encoder).being_written() as space,
-    ):
-        for key in keys:
-            tally = embed_partition(
-                key,
-                image_paths,
-                archive,
-                encoder,
-                space,
-                limits=Limits.of(settings),
-                batch_size=settings.batch_size,
-                progress=partial(progress.embedding, key),
-                **what,
-            )
-            yield key, tally, space
+    limits = Limits.of(settings)
+    with open_images(settings, image_paths) as archive, store.opened() as opened:
+        sample = Sample(image_paths, archive, limits)
+        space, taken = settled(opened, settings.space_name, encoder, sample, say)
+        fidelity = opened.fidelity(space.name) or {}
+        with space.being_written():
+            for key in keys:
+                tally = embed_partition(
+                    key,
+                    image_paths,
+                    archive,
+                    taken,
+                    space,
+                    limits=limits,
+                    batch_size=settings.batch_size,
+                    progress=partial(progress.embedding, key),
+                    **what,
+                )
+                yield Run(key, tally, space, taken, fidelity)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What was done in a partition, by which encoder, and how true that was found to be before its first use."""
+
+    key: str
+    tally: Tally
+    space: EmbeddingSpace
+    encoder: Encoder
+    fidelity: Mapping[str, Any]
 
 
 def in_words(tally: Tally) -> str:
     """What a run of a partition did, for its log."""
+    words = f"{tally.embedded:,} embedded, {tally.unchanged:,} already there, {tally.failed:,} failed"
+    if not tally.done:
+        return words
+    seconds = ", ".join(f"{stage} {spent:.1f}" for stage, spent in tally.seconds.items())
+    threads = f"{tally.workers} thread{'s' if tally.workers > 1 else ''}"
     return (
-        f"{tally.embedded:,} embedded, {tally.unchanged:,} already there, {tally.failed:,} failed, "
-        f"{tally.images_per_second:.1f} images/s"
+        f"{words}, {tally.images_per_second:.1f} images/s; seconds of {threads}: {seconds}; "
+        f"the bottleneck is {tally.bottleneck}"
     )
 
 
-def described(
-    tally: Tally, reasons: Sequence[Reason], space: EmbeddingSpace, encoder: Encoder, settings: Settings
-) -> dict[str, Any]:
+def described(run: Run, reasons: Sequence[Reason], settings: Settings) -> dict[str, Any]:
     """What a run of a partition did, as metadata of its materialization."""
+    tally, space = run.tally, run.space
     columns = space.table.columns
     return {
         "dagster/column_schema": column_schema(
@@ -145,9 +165,14 @@ def described(
         "failed": tally.failed,
         "failed_before": tally.known_failures,
         "removed": tally.removed,
+        "shared": tally.shared,
         "images_per_second": round(tally.images_per_second, 2),
+        "seconds": round(tally.elapsed, 3),
         **{f"seconds_{stage}": round(spent, 3) for stage, spent in tally.seconds.items()},
-        "device": encoder.device if tally.done else "none needed",
+        "bottleneck": tally.bottleneck,
+        "device": run.encoder.device if tally.done else "none needed",
+        "precision": run.encoder.precision,
+        "fidelity": dg.MetadataValue.json(dict(run.fidelity)),
         "machine": machine(),
         **made_for(settings),
         "model": space.model,
