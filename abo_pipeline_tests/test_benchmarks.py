@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from abo_pipeline.sample import SMALL_CLIP
 from abo_pipeline.store.strategies import STRATEGIES
-from benchmarks import loading, searching
+from benchmarks import embedding, loading, searching
 from benchmarks.vectors import BLOCK, Clip
 
 pytestmark = pytest.mark.slow
@@ -80,6 +81,65 @@ def test_searching_tells_of_each_index_at_each_size_and_effort(tmp_path, capsys)
 
 
 # --- The vectors ---
+
+
+def test_embedding_tells_the_rate_of_each_way_and_where_its_time_goes(tmp_path, sample, capsys):
+    embedding.main(
+        [
+            f"--images={sample.archive}",
+            f"--model={SMALL_CLIP}",
+            "--precisions=float32,bfloat16",
+            "--part=20",
+            "--rounds=1",
+            "--memory=40",
+            "--reading=30",
+            f"--out={tmp_path}",
+        ]
+    )
+
+    figures = read(tmp_path / "embedding.json")
+    ours = [f"ours, {precision}" for precision in ("float32", "bfloat16")]
+    chains = [f"{name}, into Postgres" for name in ours]
+    beside = [f"{name}, one busy neighbour" for name in ours]
+    assert [way["name"] for way in figures["ways"]] == [
+        "the seed's loop",
+        "sentence-transformers, bfloat16",
+        *ours,
+        "forward alone, float32",
+        "forward alone, bfloat16",
+        *chains,
+        "read, decode and prepare alone",
+        "the seed's loop, one busy neighbour",
+        *beside,
+    ]
+    assert {len(way["rates"]) for way in figures["ways"]} == {1}
+    assert {way["name"] for way in figures["ways"] if way["milliseconds"]} == {*ours, *chains, *beside}
+    assert [(each["precision"], each["overlap"] > 0.9) for each in figures["fidelity"]] == [
+        ("float32", True),
+        ("bfloat16", True),
+    ]
+    assert [images for images, _ in figures["memory_gb"]] == [40]
+    assert bars(figures) == [
+        ("ours, bfloat16: times the seed's loop", 2.0, False),
+        *(
+            bar
+            for name in ours
+            for bar in [
+                (f"{name}: of its forward alone", 0.96, False),
+                (f"{name}, into Postgres: of its forward alone", 0.93, False),
+                (f"{name}, one busy neighbour: of undisturbed", 0.6, False),
+            ]
+        ),
+        ("memory at the end, GB", 2.5, True),
+        ("memory at the end, times that at the first look", 1.05, True),
+        ("first vector, s after the process's start", 15.0, True),
+        ("index of 30 members, s", 60.0, True),
+        ("index of 30 members, MB", 500.0, True),
+    ]
+    printed = " ".join(capsys.readouterr().out.split())
+    assert [claim for claim, _, _ in bars(figures) if claim not in printed] == []
+    with Image.open(tmp_path / "embedding.png") as picture:
+        assert picture.width > picture.height > 300
 
 
 def test_a_longer_run_begins_with_a_shorter_ones_vectors():
