@@ -29,6 +29,8 @@ from abo_pipeline_tests.archives import jpeg
 README = (PROJECT_ROOT / "README.md").read_text(encoding="utf-8")
 OPERATIONS = (PROJECT_ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 SEARCH = (PROJECT_ROOT / "docs" / "search.md").read_text(encoding="utf-8")
+PERFORMANCE = (PROJECT_ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+IN_DOCS = PROJECT_ROOT / "docs"
 
 
 def blocks(language: str, page: str = README) -> list[str]:
@@ -190,7 +192,7 @@ def test_the_question_on_the_operations_page_is_one_that_the_launchpad_takes():
 
 
 @pytest.mark.parametrize(
-    ("page", "folder"), [(README, PROJECT_ROOT), (OPERATIONS, PROJECT_ROOT / "docs"), (SEARCH, PROJECT_ROOT / "docs")]
+    ("page", "folder"), [(README, PROJECT_ROOT), (OPERATIONS, IN_DOCS), (SEARCH, IN_DOCS), (PERFORMANCE, IN_DOCS)]
 )
 def test_every_file_that_is_linked_to_is_there(page, folder):
     links = re.findall(r"\]\(((?!https?:|#)[^)]+)\)", page)
@@ -207,6 +209,17 @@ def test_every_section_that_is_linked_to_is_there(page):
     assert set(re.findall(r"\]\(#([^)]+)\)", page)) <= anchors
 
 
-@pytest.mark.parametrize("page", [README, OPERATIONS, SEARCH])
+def test_every_benchmark_on_the_performance_page_takes_what_it_is_given():
+    """They are run in small by their own tests."""
+    shown = commands("python", PERFORMANCE)
+
+    assert {words[2] for words in shown} == {"benchmarks.embedding", "benchmarks.loading", "benchmarks.searching"}
+    for _, dash_m, module, *given in shown:
+        command = [sys.executable, dash_m, module, "--help"]
+        said = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, check=True).stdout
+        assert [word for word in given if word.startswith("--") and word not in said] == []
+
+
+@pytest.mark.parametrize("page", [README, OPERATIONS, SEARCH, PERFORMANCE])
 def test_nothing_is_left_to_be_filled_in(page):
     assert "@@" not in page
