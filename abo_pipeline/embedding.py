@@ -6,7 +6,7 @@ image, and the same bytes are embedded once, however many images have them.
 
 The encoder says how many threads should be at work. Each takes a batch of images all the way from the archive to
 vectors: while one waits for the disk or for its turn on a GPU, others compute, and no more is in memory than the
-batches in hand. Rows are written from one more thread, many at a time. An interruption costs the batches in hand. How
+batches in hand. Rows are written from one more thread, as they come. An interruption costs the batches in hand. How
 bytes become pixels, pixels vectors, and vectors rows is for ``decoding``, ``encoder`` and ``store``; how threads are
 kept together, for ``stages``.
 """
@@ -37,9 +37,8 @@ READ, DECODE, PREPARE, ENCODE, WRITE = STAGES = ("read", "decode", "prepare", "e
 Vector = NDArray[np.float32]
 
 _COMMIT_ROWS = 1000
-_COMMIT_SECONDS = 1.0
-"""So many rows, or what has come in so long, are committed together. A transaction for each batch would cost more than
-its rows; and what is not committed is lost when the machine goes down."""
+"""At most so many rows are committed together, and as a rule those that came while the ones before were written: what
+is not committed is lost when the process is killed."""
 
 
 @dataclass(frozen=True)
@@ -244,7 +243,7 @@ def _embed(
         tally.elapsed = time.perf_counter() - started
         progress(tally)
 
-    with Collector(partial(_write, space), _COMMIT_ROWS, _COMMIT_SECONDS) as outcomes:
+    with Collector(partial(_write, space), _COMMIT_ROWS) as outcomes:
         known = space.vectors_of(list(images_with))
         if known:
             account_for(_known_batch(images_with, known))

@@ -121,7 +121,7 @@ def in_parallel(
 
 
 class Collector(Generic[Item]):
-    """Hands on items many at a time, in a thread of its own: so many, or what has come in a while.
+    """Hands on items in a thread of its own: those that are there, and so the more the longer handing on takes.
 
     As a context manager it hands on the rest at the end of the block, also if the block raises, so that what was
     finished by then is kept.
@@ -129,7 +129,6 @@ class Collector(Generic[Item]):
     Args:
         hand_on: called with at least one item.
         most: items that are handed on at once, or a few more: whatever was put together stays so.
-        seconds: after which those that are there are handed on, however few.
         waiting: puts that may wait before the next one does.
 
     Attributes:
@@ -137,12 +136,11 @@ class Collector(Generic[Item]):
         handed_on: items that ``hand_on`` has been called with, and returned.
     """
 
-    def __init__(self, hand_on: Callable[[Sequence[Item]], None], most: int, seconds: float, waiting: int = 8) -> None:
+    def __init__(self, hand_on: Callable[[Sequence[Item]], None], most: int, waiting: int = 8) -> None:
         self.seconds_busy = 0.0
         self.handed_on = 0
         self._hand_on = hand_on
         self._most = most
-        self._seconds = seconds
         self._queue: queue.Queue[Sequence[Item] | None] = queue.Queue(waiting)
         self._error: BaseException | None = None
         self._collecting: Future[None] | None = None
@@ -189,14 +187,12 @@ class Collector(Generic[Item]):
         """Wait for items and hand them on; False after the last ones."""
         items = self._queue.get()
         together: list[Item] = []
-        due = time.monotonic() + self._seconds
         while items is not None:
             together += items
-            patience = due - time.monotonic()
-            if len(together) >= self._most or patience <= 0:
+            if len(together) >= self._most:
                 break
             try:
-                items = self._queue.get(timeout=patience)
+                items = self._queue.get_nowait()
             except queue.Empty:
                 break
         if together:

@@ -127,35 +127,36 @@ def test_who_stops_fetching_leaves_no_thread_behind():
 # --- Handing on ---
 
 
-def test_items_are_handed_on_many_at_a_time_and_the_rest_at_the_end():
+def test_items_that_come_while_others_are_handed_on_go_together():
     handed: list[list[int]] = []
+    busy, may_go_on = threading.Event(), threading.Event()
 
-    with Collector(lambda items: handed.append(list(items)), most=10, seconds=60) as collector:
-        for start in range(0, 24, 4):
+    def hand_on(items: Sequence[int]) -> None:
+        handed.append(list(items))
+        busy.set()
+        may_go_on.wait(10)
+
+    with Collector(hand_on, most=10) as collector:
+        collector.put([0])
+        busy.wait(10)
+        for start in range(1, 25, 4):
             collector.put(range(start, start + 4))
+        may_go_on.set()
 
-    assert handed == [list(range(12)), list(range(12, 24))]
-    assert collector.handed_on == 24
+    assert handed == [[0], list(range(1, 13)), list(range(13, 25))]
+    assert collector.handed_on == 25
     assert collector.seconds_busy > 0
 
 
-def test_what_has_come_is_handed_on_after_a_while_however_little():
-    handed = threading.Event()
-
-    with Collector(lambda _: handed.set(), most=1000, seconds=0.05) as collector:
-        collector.put([1])
-        assert handed.wait(timeout=10)
-
-
 def test_nothing_is_handed_on_if_nothing_came():
-    with Collector(lambda items: pytest.fail(f"handed on {items}"), most=10, seconds=0.01):
+    with Collector(lambda items: pytest.fail(f"handed on {items}"), most=10):
         pass
 
 
 def test_who_puts_waits_while_too_many_items_wait():
     may_go_on = threading.Event()
     put: list[int] = []
-    collector = Collector(lambda _: may_go_on.wait(10), most=1, seconds=60, waiting=2)
+    collector = Collector(lambda _: may_go_on.wait(10), most=1, waiting=2)
 
     def fill() -> None:
         with collector:
@@ -183,7 +184,7 @@ def test_an_error_in_handing_on_is_raised_where_items_are_put_and_ends_it():
         raise OSError("the disk is full")
 
     def fill() -> None:
-        with Collector(fail, most=1, seconds=60) as collector:
+        with Collector(fail, most=1) as collector:
             for number in range(1000):
                 collector.put([number])
 
@@ -193,7 +194,7 @@ def test_an_error_in_handing_on_is_raised_where_items_are_put_and_ends_it():
 
 
 def test_an_error_in_handing_on_the_rest_is_raised_at_the_end():
-    with pytest.raises(ZeroDivisionError), Collector(lambda _: 1 // 0, most=100, seconds=60) as collector:
+    with pytest.raises(ZeroDivisionError), Collector(lambda _: 1 // 0, most=100) as collector:
         collector.put([1])
 
 
@@ -201,7 +202,7 @@ def test_what_was_finished_before_an_error_is_handed_on_and_the_error_stays_the_
     handed: list[int] = []
 
     def fill() -> None:
-        with Collector(handed.extend, most=100, seconds=60) as collector:
+        with Collector(handed.extend, most=100) as collector:
             collector.put([1, 2])
             raise ValueError("somewhere else")
 

@@ -5,7 +5,6 @@ the others, as in trained vision transformers, which is what makes int8 hard (De
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -35,7 +34,6 @@ def make_clip(
     inner = folder / "0_CLIPModel"
     if (folder / "modules.json").is_file():
         return folder
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import torch
     from tokenizers import pre_tokenizers
     from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
