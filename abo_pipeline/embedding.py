@@ -20,12 +20,11 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 from PIL import Image
 
 from abo_pipeline.archive import Archive, digest_of
 from abo_pipeline.decoding import decode
-from abo_pipeline.encoder import Encoder
+from abo_pipeline.encoder import Encoder, Vectors
 from abo_pipeline.errors import ArchiveError, FailuresError, ImageError
 from abo_pipeline.sampling import partition_range
 from abo_pipeline.settings import Settings
@@ -33,8 +32,6 @@ from abo_pipeline.stages import Collector, in_parallel
 from abo_pipeline.store.spaces import Embedded, EmbeddingSpace, Failed, Reason
 
 READ, DECODE, PREPARE, ENCODE, WRITE = STAGES = ("read", "decode", "prepare", "encode", "write")
-
-Vector = NDArray[np.float32]
 
 _COMMIT_ROWS = 1000
 """At most so many rows are committed together, and as a rule those that came while the ones before were written: what
@@ -275,7 +272,7 @@ def _by_digest(to_do: pl.DataFrame) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def _known_batch(images_with: Mapping[str, Sequence[dict[str, Any]]], known: Mapping[str, Vector]) -> _Batch:
+def _known_batch(images_with: Mapping[str, Sequence[dict[str, Any]]], known: Mapping[str, Vectors]) -> _Batch:
     """The images whose bytes have been embedded before, for an image of another partition."""
     embedded = [
         Embedded(row["image_id"], row["sample_key"], digest, vector)
@@ -354,6 +351,14 @@ def read_image(archive: Archive, row: Mapping[str, Any], limits: Limits) -> byte
     if not is_within or digest_of([data]) != row["digest"]:
         raise _not_the_image(archive, row)
     return data
+
+
+def picture_of(archive: Archive, row: Mapping[str, Any], limits: Limits) -> Image.Image:
+    """The image's pixels.
+
+    Takes what ``read_image`` takes, and raises what that raises; ``ImageError`` also where it cannot be decoded.
+    """
+    return decode(read_image(archive, row, limits), max_pixels=limits.max_pixels)
 
 
 def _not_the_image(archive: Archive, row: Mapping[str, Any]) -> ArchiveError:

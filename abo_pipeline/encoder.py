@@ -15,12 +15,11 @@ import logging
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from hashlib import blake2b
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +35,6 @@ from abo_pipeline.preparation import PREPARATION, Preparation
 from abo_pipeline.settings import Settings
 from abo_pipeline.towers import (
     BFLOAT16,
-    CPU_BATCH,
     FLOAT16,
     FLOAT32,
     INT8,
@@ -48,7 +46,6 @@ from abo_pipeline.towers import (
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
-    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -216,8 +213,9 @@ class ClipEncoder(Encoder):
         vision, preparation = self._clip
         if not is_prepared(self._made_once, preparation):
             logger.info("Making the model %s for %s, in %s; it takes minutes.", self.model, INT8, self._made_once)
-            batches = partial(_batches, preparation, pictures)
-            OpenVinoTower.prepared(self._made_once, vision, preparation, batches)
+            OpenVinoTower.prepared(
+                self._made_once, vision, preparation, lambda: (preparation.batch([each]) for each in pictures())
+            )
 
     def encode_images(self, images: Sequence[Image.Image]) -> Vectors:
         """RGB pictures → unit vectors."""
@@ -270,7 +268,7 @@ class ClipEncoder(Encoder):
         if self._clip is None:
             return (Candidate(self._like(FLOAT32, FAST), "the model is no CLIP of the usual preparation"),)
         found: list[tuple[str, str]] = []
-        if not self._loaded.device.type.startswith("cpu"):
+        if self._loaded.device.type != "cpu":
             found = [(FLOAT16, "a GPU computes it several times as fast as single precision")]
         else:
             if openvino_tower.is_available() and self._folder:
@@ -364,12 +362,6 @@ def _torch_tower(model: str, device: str, precision: str) -> "Tower | None":
 def _int8_tower(model: str, device: str, folder: Path) -> "Tower | None":
     clip = _clip_of(model, device)
     return clip and OpenVinoTower.prepared(folder, *clip)
-
-
-def _batches(preparation: Preparation, pictures: Callable[[], Iterable[Image.Image]]) -> Iterator["Tensor"]:
-    waiting = iter(pictures())
-    while some := list(islice(waiting, CPU_BATCH)):
-        yield preparation.batch(some)
 
 
 def where_is(model: str) -> str:

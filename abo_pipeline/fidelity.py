@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from abo_pipeline.archive import Archive
-from abo_pipeline.decoding import decode
-from abo_pipeline.embedding import Limits, read_image
+from abo_pipeline.embedding import Limits, picture_of
 from abo_pipeline.encoder import Encoder, Vectors
 from abo_pipeline.errors import ImageError, ModelError
+from abo_pipeline.openvino_tower import CALIBRATION_IMAGES
 from abo_pipeline.stages import in_parallel
 from abo_pipeline.store import EmbeddingSpace, Store
 
@@ -30,9 +30,7 @@ FEWEST_IMAGES = 500
 """With fewer, neighbours are too far apart to tell encoders from one another."""
 
 _IMAGES = 640
-_CALIBRATION_IMAGES = 300
 _NEIGHBOURS = 10
-_BATCH = 16
 
 Say = Callable[[str], None]
 
@@ -100,7 +98,7 @@ class Sample:
             if found == most:
                 return
             try:
-                picture = decode(read_image(self._archive, row, self._limits), max_pixels=self._limits.max_pixels)
+                picture = picture_of(self._archive, row, self._limits)
             except ImageError:
                 continue
             found += 1
@@ -126,7 +124,7 @@ def settled(store: Store, name: str, encoder: Encoder, sample: Sample, say: Say)
         chosen, fidelity = _choose(encoder, sample, say)
         space = store.settle_space(name, chosen, asdict(fidelity))
     matching = space.require_encoder(encoder)
-    matching.make_ready(lambda: sample.pictures(_CALIBRATION_IMAGES))
+    matching.make_ready(lambda: sample.pictures(CALIBRATION_IMAGES))
     return space, matching
 
 
@@ -159,10 +157,11 @@ def compare(encoder: Encoder, reference: Vectors, pictures: Sequence[Image.Image
 
 def embed(encoder: Encoder, pictures: Sequence[Image.Image]) -> Vectors:
     """The vectors of pictures, in their order, by as many threads as the encoder wants."""
-    starts = range(0, len(pictures), _BATCH)
+    size = encoder.batch
+    starts = range(0, len(pictures), size)
     parts = dict(
         in_parallel(
-            lambda start: (start, encoder.encode_images(pictures[start : start + _BATCH])),
+            lambda start: (start, encoder.encode_images(pictures[start : start + size])),
             starts,
             encoder.workers,
             enter_thread=encoder.enter_thread,
@@ -187,7 +186,7 @@ def _choose(encoder: Encoder, sample: Sample, say: Say) -> tuple[Encoder, Fideli
     for candidate in quicker:
         say(f"trying {candidate.encoder.precision}, because {candidate.why}")
         try:
-            candidate.encoder.make_ready(lambda: sample.pictures(_CALIBRATION_IMAGES))
+            candidate.encoder.make_ready(lambda: sample.pictures(CALIBRATION_IMAGES))
             fidelity = compare(candidate.encoder, reference, pictures, candidate.why)
         except ModelError as error:
             if candidate is last:

@@ -25,9 +25,8 @@ from polars.io.plugins import register_io_source
 
 from abo_pipeline.archive import Archive
 from abo_pipeline.catalog import member_name
-from abo_pipeline.decoding import decode
 from abo_pipeline.download import write_whole
-from abo_pipeline.embedding import Limits, read_image
+from abo_pipeline.embedding import Limits, picture_of
 from abo_pipeline.encoder import Encoder, Vectors
 from abo_pipeline.errors import ImageError, PortableError
 from abo_pipeline.fidelity import Fidelity
@@ -520,7 +519,7 @@ def _pictures(
         offset, size = where.get(members.get(image.image_id, ""), (0, 0))
         row = {"image_id": image.image_id, "digest": image.digest, "offset": offset, "size": size}
         try:
-            yield image, decode(read_image(archive, row, limits), max_pixels=limits.max_pixels)
+            yield image, picture_of(archive, row, limits)
         except ImageError:
             continue
 

@@ -9,19 +9,6 @@ from PIL import Image
 from abo_pipeline.encoder import Candidate, Encoder, Vectors
 
 
-class NamedOnly(Encoder):
-    """Says who it is, which is all that opening a space asks; nothing is embedded with it."""
-
-    def encode_images(self, images: Sequence[Image.Image]) -> Vectors:
-        raise AssertionError(f"asked for vectors of {len(images)} pictures")
-
-    def encode_texts(self, texts: Sequence[str]) -> Vectors:
-        raise AssertionError(f"asked for vectors of {texts}")
-
-    def truncates(self, text: str) -> bool:
-        raise AssertionError(f"asked about {text}")
-
-
 @dataclass
 class ColourEncoder(Encoder):
     """Embeds a picture as its mean colour, and a text as the colour it names; counts what it is asked."""

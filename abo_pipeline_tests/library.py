@@ -18,7 +18,7 @@ from abo_pipeline.store.indexes import build_index
 from abo_pipeline.store.nearest import Neighbour, Scope, nearest
 from abo_pipeline.store.spaces import Embedded
 from abo_pipeline_tests.conftest import fresh_database
-from abo_pipeline_tests.fakes import NamedOnly
+from benchmarks.stores import NamedOnly
 from benchmarks.vectors import Clip, Vectors
 
 DIMENSION = 64

@@ -5,7 +5,7 @@ import pytest
 from abo_pipeline.golden import Change, changes, mean_overlap
 from abo_pipeline.store import golden
 from abo_pipeline.store.golden import last_recording, record
-from abo_pipeline_tests.fakes import NamedOnly
+from benchmarks.stores import NamedOnly
 
 
 class Encoder(NamedOnly):

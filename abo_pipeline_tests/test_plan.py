@@ -8,7 +8,7 @@ from abo_pipeline.plan import Speed, make_plan
 from abo_pipeline.sampling import LAST_KEY, sample_key
 from abo_pipeline.store.indexes import build_index
 from abo_pipeline.store.spaces import Account, Embedded
-from abo_pipeline_tests.fakes import NamedOnly
+from benchmarks.stores import NamedOnly
 
 DONE = Account(kept=100, embedded=97, failed=3, pending=0, departed=0)
 OPEN = Account(kept=100, embedded=10, failed=0, pending=90, departed=0)

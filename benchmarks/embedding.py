@@ -42,6 +42,7 @@ from abo_pipeline.embedding import DECODE, ENCODE, PREPARE, READ, STAGES, WRITE,
 from abo_pipeline.encoder import ClipEncoder
 from abo_pipeline.errors import ModelError
 from abo_pipeline.fidelity import Fidelity, Sample, compare, embed
+from abo_pipeline.openvino_tower import CALIBRATION_IMAGES
 from abo_pipeline.settings import Settings
 from abo_pipeline.stages import in_parallel
 from abo_pipeline.store import Store
@@ -60,7 +61,6 @@ INDEX_SECONDS, INDEX_MEMORY_MB = 60.0, 500.0
 
 _LIMITS = Limits(10**8, 10**8)
 _COMPARED = 512
-_CALIBRATION = 300
 
 
 @dataclass
@@ -132,7 +132,7 @@ class Embedding:
         """Ours, with what has to be made once made."""
         encoder = ClipEncoder(self.model, "", precision, folder=self.folder)
         started = time.perf_counter()
-        encoder.make_ready(lambda: self.sample.pictures(_CALIBRATION))
+        encoder.make_ready(lambda: self.sample.pictures(CALIBRATION_IMAGES))
         if (seconds := time.perf_counter() - started) > 5:
             CONSOLE.print(f"{precision} was made ready in {seconds:.0f} s, which happens once.")
         encoder.encode_images(list(self.sample.pictures(2)))

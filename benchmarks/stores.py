@@ -30,14 +30,8 @@ IMAGES_A_PRODUCT = 3
 """About what ABO has."""
 
 
-@dataclass(frozen=True)
-class NamedEncoder(Encoder):
-    """What opening a space asks of a model: who it is."""
-
-    dimension: int
-    fingerprint: str = "0011223344556677"
-    model: str = "vectors of benchmarks.vectors"
-    device: str = "cpu"
+class NamedOnly(Encoder):
+    """Says who it is, which is all that opening a space asks of a model."""
 
     def encode_images(self, images: Sequence[Image.Image]) -> Vectors:
         """Nothing is embedded with it."""
@@ -50,6 +44,16 @@ class NamedEncoder(Encoder):
     def truncates(self, text: str) -> bool:
         """Nothing is embedded with it."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class NamedEncoder(NamedOnly):
+    """What opening a space asks of a model: who it is."""
+
+    dimension: int
+    fingerprint: str = "0011223344556677"
+    model: str = "vectors of benchmarks.vectors"
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)

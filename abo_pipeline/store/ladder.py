@@ -23,7 +23,7 @@ from abo_pipeline.sampling import LAST_KEY
 from abo_pipeline.store.database import ensure_vectorscale, transaction, translated
 from abo_pipeline.store.indexes import Progress, installed_extensions, provide_means, watched
 from abo_pipeline.store.nearest import Ask, Scope, Way, searching
-from abo_pipeline.store.spaces import EmbeddingSpace
+from abo_pipeline.store.spaces import EmbeddingSpace, as_array
 from abo_pipeline.store.strategies import DISKANN, Strategy
 
 TABLE = "ladder_scratch"
@@ -84,7 +84,7 @@ def stored_vectors(space: EmbeddingSpace, image_ids: Iterable[str]) -> dict[str,
     )
     with transaction(space.engine) as connection:
         rows = connection.execute(found, {"image_ids": list(image_ids)})
-        return {row.image_id: row.embedding.to_numpy().astype(np.float32, copy=False) for row in rows}
+        return {row.image_id: as_array(row.embedding) for row in rows}
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from abo_pipeline.store.analytics import DESCRIBED_BY
 from abo_pipeline.store.database import damage, is_gone, transaction, tuned
 from abo_pipeline.store.filtering import estimated_share, matching_images, parameters, row_condition
 from abo_pipeline.store.schema import Image, SizeIndex
-from abo_pipeline.store.spaces import EmbeddingSpace
+from abo_pipeline.store.spaces import EmbeddingSpace, as_array
 from abo_pipeline.store.strategies import EXACT, MAX_EF_SEARCH, STRATEGIES, Strategy, membership
 
 MOST_BY_INDEX = MAX_EF_SEARCH
@@ -357,7 +357,7 @@ def _rows(space: EmbeddingSpace, ask: Ask, way: Way) -> Sequence[Any]:
 
 
 def _neighbour(row: Any) -> Neighbour:
-    vector = None if row.embedding is None else row.embedding.to_numpy().astype(np.float32, copy=False)
+    vector = None if row.embedding is None else as_array(row.embedding)
     return Neighbour(*(*row[:10], vector))
 
 

@@ -260,7 +260,7 @@ class EmbeddingSpace:
         )
         with transaction(self.engine) as connection:
             found = _of_images(connection, statement, digests, fingerprint=self.fingerprint)
-            return {digest: vector.to_numpy().astype(np.float32, copy=False) for digest, vector in found}
+            return {digest: as_array(vector) for digest, vector in found}
 
     def write(self, embedded: Sequence[Embedded], failed: Sequence[Failed]) -> None:
         """Store one batch, in a transaction of its own. An image has a vector or a failure afterwards, never both.
@@ -480,6 +480,12 @@ def _of_images(connection: Connection, statement: str, image_ids: Sequence[str],
     """
     driver: Any = connection.connection.driver_connection
     return driver.execute(statement, {"ids": list(image_ids), **parameters}, prepare=False)
+
+
+def as_array(vector: Any) -> NDArray[np.float32]:
+    """A vector as pgvector hands it over, in this machine's byte order."""
+    array: NDArray[np.float32] = vector.to_numpy().astype(np.float32, copy=False)
+    return array
 
 
 def _writers_lock(function: str) -> TextClause:

@@ -22,7 +22,7 @@ from abo_pipeline.store.embedded import EmbeddedServer
 from abo_pipeline.store.nearest import Scope, nearest
 from abo_pipeline.store.spaces import Embedded
 from abo_pipeline_tests.conftest import fresh_database
-from abo_pipeline_tests.fakes import NamedOnly
+from benchmarks.stores import NamedOnly
 
 UNKNOWN = dict.fromkeys(listings.SCHEMA.names()) | {"domain_name": "amazon.com", "keywords": [], "image_ids": []}
 

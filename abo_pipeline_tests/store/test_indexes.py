@@ -21,7 +21,7 @@ from abo_pipeline.store.explain import plan_of
 from abo_pipeline.store.indexes import IndexStatus, build_index, drop_sizes_but
 from abo_pipeline.store.nearest import Ask, nearest, scope
 from abo_pipeline.store.spaces import Embedded
-from abo_pipeline_tests.fakes import NamedOnly
+from benchmarks.stores import NamedOnly
 
 DIMENSION = 16
 ROWS = 200

@@ -21,7 +21,7 @@ from abo_pipeline.store.measures import keep, now
 from abo_pipeline.store.nearest import nearest, scope
 from abo_pipeline.store.schema import Base, SearchDefault
 from abo_pipeline.store.spaces import Embedded, Failed
-from abo_pipeline_tests.fakes import NamedOnly
+from benchmarks.stores import NamedOnly
 
 IMAGES = ("a", "b", "c", "d")
 

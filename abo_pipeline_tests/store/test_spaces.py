@@ -20,7 +20,7 @@ from abo_pipeline.store import EmbeddingSpace, Store
 from abo_pipeline.store.database import transaction
 from abo_pipeline.store.schema import Failure
 from abo_pipeline.store.spaces import Account, Adopted, Embedded, Failed, NormCheck, Reason
-from abo_pipeline_tests.fakes import NamedOnly
+from benchmarks.stores import NamedOnly
 
 DIMENSION = 3
 NOTHING = Account(kept=0, embedded=0, failed=0, pending=0, departed=0)

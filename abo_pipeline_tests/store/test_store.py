@@ -19,7 +19,7 @@ from abo_pipeline.store import Merged, Store
 from abo_pipeline.store.database import open_engine, transaction
 from abo_pipeline.store.schema import Image, Product, ProductImage
 from abo_pipeline.store.spaces import Account, Embedded, Failed
-from abo_pipeline_tests.fakes import NamedOnly
+from benchmarks.stores import NamedOnly
 
 IMAGES = [
     # image_id, path, width, height, sample_key, offset, size, digest

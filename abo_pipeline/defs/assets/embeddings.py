@@ -55,8 +55,8 @@ def image_embeddings_asset(settings: Settings) -> dg.AssetsDefinition:
     ) -> dg.MaterializeResult[None]:
         """One vector for each kept image of the partition; a bad file costs itself, and is recorded with its reason.
 
-        What is there already is left alone. Rows are committed batch by batch, so an interrupted run loses at most the
-        batch in hand. A partition of which more than a set share failed is not accepted.
+        What is there already is left alone. Rows are committed as they come, so an interrupted run loses at most the
+        batches in hand. A partition of which more than a set share failed is not accepted.
         """
         found = {}
         for run in embed_partitions(
