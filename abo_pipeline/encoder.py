@@ -51,6 +51,9 @@ logger = logging.getLogger(__name__)
 
 Vectors = NDArray[np.float32]
 
+Say = Callable[[str], None]
+"""Is told something in words, for a log or a terminal."""
+
 SMALL_MODEL = "small-clip"
 """The name under which the bundled model is asked for."""
 
@@ -114,8 +117,13 @@ class Encoder(ABC):
     def enter_thread(self) -> None:  # noqa: B027 - most have nothing to do here
         """To be called once by each thread that embeds pictures beside others."""
 
-    def make_ready(self, pictures: Callable[[], Iterable[Image.Image]]) -> None:  # noqa: B027 - likewise
-        """Do what has to be done once before it can embed pictures; these are some that it will be asked for."""
+    def make_ready(self, pictures: Callable[[], Iterable[Image.Image]], say: Say) -> None:  # noqa: B027 - likewise
+        """Do what has to be done once before it can embed pictures.
+
+        Args:
+            pictures: gives some that it will be asked for.
+            say: told what is done, if it takes long.
+        """
 
     def variants(self) -> Sequence["Encoder"]:
         """Every encoder of this model whose spaces this one may be used for."""
@@ -206,13 +214,13 @@ class ClipEncoder(Encoder):
         if self._tower:
             self._tower.enter_thread()
 
-    def make_ready(self, pictures: Callable[[], Iterable[Image.Image]]) -> None:
+    def make_ready(self, pictures: Callable[[], Iterable[Image.Image]], say: Say) -> None:
         """Make the model for int8, unless that was done before on this machine."""
         if self.precision != INT8 or self._clip is None:
             return
         vision, preparation = self._clip
         if not is_prepared(self._made_once, preparation):
-            logger.info("Making the model %s for %s, in %s; it takes minutes.", self.model, INT8, self._made_once)
+            say(f"making the {INT8} model in {self._made_once}, once on this machine; it takes a minute or more")
             OpenVinoTower.prepared(
                 self._made_once, vision, preparation, lambda: (preparation.batch([each]) for each in pictures())
             )

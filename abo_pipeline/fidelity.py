@@ -6,7 +6,7 @@ with are compared with the reference, on the catalogue's own images: the first o
 nearest neighbours is taken, and what was measured is kept with the space. Later runs, on whatever machine, go by that.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
@@ -17,7 +17,7 @@ from PIL import Image
 
 from abo_pipeline.archive import Archive
 from abo_pipeline.embedding import Limits, picture_of
-from abo_pipeline.encoder import Encoder, Vectors
+from abo_pipeline.encoder import Encoder, Say, Vectors
 from abo_pipeline.errors import ImageError, ModelError
 from abo_pipeline.openvino_tower import CALIBRATION_IMAGES
 from abo_pipeline.stages import in_parallel
@@ -31,8 +31,6 @@ FEWEST_IMAGES = 500
 
 _IMAGES = 640
 _NEIGHBOURS = 10
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,7 @@ def settled(store: Store, name: str, encoder: Encoder, sample: Sample, say: Say)
         chosen, fidelity = _choose(encoder, sample, say)
         space = store.settle_space(name, chosen, asdict(fidelity))
     matching = space.require_encoder(encoder)
-    matching.make_ready(lambda: sample.pictures(CALIBRATION_IMAGES))
+    matching.make_ready(lambda: sample.pictures(CALIBRATION_IMAGES), say)
     return space, matching
 
 
@@ -186,7 +184,7 @@ def _choose(encoder: Encoder, sample: Sample, say: Say) -> tuple[Encoder, Fideli
     for candidate in quicker:
         say(f"trying {candidate.encoder.precision}, because {candidate.why}")
         try:
-            candidate.encoder.make_ready(lambda: sample.pictures(CALIBRATION_IMAGES))
+            candidate.encoder.make_ready(lambda: sample.pictures(CALIBRATION_IMAGES), say)
             fidelity = compare(candidate.encoder, reference, pictures, candidate.why)
         except ModelError as error:
             if candidate is last:

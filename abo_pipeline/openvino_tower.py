@@ -34,8 +34,6 @@ from abo_pipeline.towers import CPU_BATCH, INT8
 if TYPE_CHECKING:
     from torch import Tensor
 
-logger = logging.getLogger(__name__)
-
 Calibration = Callable[[], Iterator["Tensor"]]
 """Gives pictures of the kind that is to be embedded, as batches of uint8 (n, 3, side, side) of any lengths."""
 
@@ -155,7 +153,6 @@ def _make(folder: Path, vision: Any, preparation: Preparation, calibration: Cali
     pictures = [each[None].numpy() for each in islice(chain.from_iterable(calibration()), CALIBRATION_IMAGES)]
     if not pictures:
         raise ModelError(f"{_cannot_be_made(folder)}: there are no pictures to make it with. Embed some.")
-    logger.info("Making the %s model in %s from %d pictures.", INT8, folder, len(pictures))
     try:
         with _quiet(nncf):
             quantized = _quantized(nncf, _converted(openvino, vision, preparation), pictures)
@@ -275,16 +272,20 @@ def _imported(package: str, need: str) -> Any:
 
 @contextmanager
 def _quiet(nncf: Any) -> Iterator[None]:
-    """Keep NNCF from writing on the terminal."""
+    """Keep NNCF from writing on the terminal, and the model from what it says when it is looked through."""
     from rich import get_console
+    from transformers.utils import logging as transformers_logging
 
     nncf.set_log_level(logging.ERROR)
     # Its progress has no switch; it is shown on the console that rich keeps for those who have none of their own.
     console = get_console()
     before, console.quiet = console.quiet, True
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(verbosity)
         console.quiet = before
 
 

@@ -84,6 +84,11 @@ class Bars:
         if total is not None and done >= total:
             self.remove(what)
 
+    def wait_for(self, what: str) -> None:
+        """A bar without end, for what nobody knows how long it takes; nothing where there are no bars."""
+        if not self._progress.disable:
+            self.update(what, 0, None, "")
+
     def remove(self, what: str) -> None:
         """Take a bar away."""
         task = self._tasks.pop(what, None)
@@ -148,8 +153,14 @@ class TerminalProgress(PipelineProgress):
         self._images = images
         self._started = time.monotonic()
 
+    def choosing(self, words: str) -> None:
+        """What is done to find an encoder, which may take a minute."""
+        self.say("encoder", words)
+        self._bars.wait_for("encoder")
+
     def embedding(self, partition_key: str, tally: Tally) -> None:
         """A batch is done; partitions before this one count as well."""
+        self._bars.remove("encoder")
         key, done, failed = self._current
         if key != partition_key:
             self._before += done
@@ -169,7 +180,7 @@ class TerminalProgress(PipelineProgress):
 
     def finished(self, asset: str, metadata: dict[str, Any]) -> None:
         """An asset is done."""
-        for bar_name in ("fetching", "indexing", "embedding", "building"):
+        for bar_name in ("fetching", "indexing", "encoder", "embedding", "building"):
             self._bars.remove(bar_name)
         self.say(STAGES[asset], _WORDS[asset](metadata))
 

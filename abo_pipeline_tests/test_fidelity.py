@@ -216,7 +216,8 @@ def test_few_images_are_enough_to_judge_what_was_asked_for_by_name(settle, archi
 
 def test_a_candidate_that_cannot_be_made_is_left_out(settle):
     class Missing(RoughEncoder):
-        def make_ready(self, pictures):
+        def make_ready(self, pictures, say):
+            say("looking for the runtime")
             assert len(list(pictures())) == 300
             raise ModelError("There is no such runtime.")
 
@@ -225,7 +226,7 @@ def test_a_candidate_that_cannot_be_made_is_left_out(settle):
     _, taken = settle(model)
 
     assert taken.precision == "bfloat16"
-    assert settle.said[2] == "int8 is left out: There is no such runtime."
+    assert settle.said[2:4] == ["looking for the runtime", "int8 is left out: There is no such runtime."]
 
 
 def test_what_was_chosen_is_chosen_for_good(settle, archive, catalogue):
@@ -290,7 +291,7 @@ def overlap_in_int8(folder: Path, pictures: list[Image.Image], *, outliers: bool
         dimension=64,
     )
     quick = ClipEncoder(str(model), "cpu", "int8", folder=folder / "made once")
-    quick.make_ready(lambda: pictures[:100])
+    quick.make_ready(lambda: pictures[:100], print)
     return compare(quick, embed(quick.reference, pictures), pictures).overlap
 
 

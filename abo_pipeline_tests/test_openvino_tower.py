@@ -255,14 +255,22 @@ def test_a_tower_for_pictures_that_are_prepared_otherwise_is_another_one(copy, v
     assert cosines(changed, TorchTower(vision, other, "float32").encode(pictures(64, seed=99))).min() > 0.99
 
 
-def test_making_a_tower_says_nothing_and_leaves_logging_as_it_was(vision, tmp_path, capfd, recwarn):
-    before = logging.getLoggerClass()
+def test_making_a_tower_says_nothing_and_leaves_logging_as_it_was(
+    vision, tmp_path, capfd, caplog, recwarn, monkeypatch
+):
+    import transformers.utils.logging as transformers_logging
+
+    # What transformers warns of once in a process, it would have said when another tower was made; and it writes to
+    # the stderr that was there when it was imported.
+    transformers_logging.warning_once.cache_clear()
+    monkeypatch.setattr(transformers_logging.get_logger(), "handlers", [caplog.handler])
+    before, verbosity = logging.getLoggerClass(), transformers_logging.get_verbosity()
 
     OpenVinoTower.prepared(tmp_path / "tower", vision, PREPARATION, Calibration(4))
 
-    assert capfd.readouterr() == ("", "")
+    assert (capfd.readouterr(), caplog.messages) == (("", ""), [])
     assert [str(warning.message) for warning in recwarn] == []
-    assert logging.getLoggerClass() is before
+    assert (logging.getLoggerClass(), transformers_logging.get_verbosity()) == (before, verbosity)
 
 
 # --- What is refused ---

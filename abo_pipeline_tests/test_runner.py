@@ -39,6 +39,7 @@ class Recorder:
     def __init__(self) -> None:
         self.assets: dict[str, dict[str, Any]] = {}
         self.to_embed = -1
+        self.chosen: list[str] = []
         self.batches: list[tuple[str, int]] = []
 
     def download(self, name: str, done: int, total: int | None) -> None: ...
@@ -47,6 +48,9 @@ class Recorder:
 
     def embedding(self, partition_key: str, tally: Tally) -> None:
         self.batches.append((partition_key, tally.done))
+
+    def choosing(self, words: str) -> None:
+        self.chosen.append(words)
 
     def building(self, words: str) -> None: ...
 
@@ -88,6 +92,7 @@ def test_every_asset_is_reported_in_order_and_the_sums_are_right(settings):
         "golden_queries",
         "search_report",
     ]
+    assert told.chosen == ["float32 is taken, because there is no other"]
     assert told.to_embed == 31
     assert told.assets["image_embeddings"] == {
         "embedded": 30,

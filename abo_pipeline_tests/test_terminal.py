@@ -28,14 +28,18 @@ def shown(console: Console) -> str:
     return console.file.getvalue()
 
 
+def names(bars: Bars) -> list[str]:
+    return [task.description for task in bars._progress.tasks]
+
+
 def test_a_bar_goes_when_it_is_complete():
     screen = console(is_terminal=True)
 
     with Bars(screen) as bars:
         bars.update("indexing", 5, 10, "half")
-        during = [task.description for task in bars._progress.tasks]
+        during = names(bars)
         bars.update("indexing", 10, 10, "whole")
-        after = [task.description for task in bars._progress.tasks]
+        after = names(bars)
 
     assert (during, after) == (["indexing"], [])
 
@@ -48,6 +52,32 @@ def test_without_a_terminal_there_is_a_line_now_and_then(monkeypatch):
         bars.update("indexing", 5, 10, "5 of 10 MB")
 
     assert shown(screen) == "indexing    5 of 10 MB\n"
+
+
+def test_what_is_done_to_find_an_encoder_is_said_line_by_line():
+    out, err = console(is_terminal=False), console(is_terminal=False)
+
+    with TerminalProgress(out, err) as progress:
+        progress.choosing("trying int8, because OpenVINO is installed")
+        progress.choosing("int8: 98.0% of the neighbours. It is taken.")
+
+    assert shown(out).splitlines() == [
+        "encoder     trying int8, because OpenVINO is installed",
+        "encoder     int8: 98.0% of the neighbours. It is taken.",
+    ]
+    assert shown(err) == ""
+
+
+def test_a_bar_moves_while_an_encoder_is_found_and_goes_with_the_first_image():
+    out, screen = console(is_terminal=False), console(is_terminal=True)
+
+    with TerminalProgress(out, screen) as progress:
+        progress.choosing("making the int8 model")
+        before = names(progress._bars)
+        progress.embedding("00of2", Tally(kept=20, embedded=9))
+        after = names(progress._bars)
+
+    assert (before, after) == (["encoder"], [])
 
 
 def test_images_are_counted_over_all_partitions(monkeypatch):

@@ -132,7 +132,7 @@ class Embedding:
         """Ours, with what has to be made once made."""
         encoder = ClipEncoder(self.model, "", precision, folder=self.folder)
         started = time.perf_counter()
-        encoder.make_ready(lambda: self.sample.pictures(CALIBRATION_IMAGES))
+        encoder.make_ready(lambda: self.sample.pictures(CALIBRATION_IMAGES), print)
         if (seconds := time.perf_counter() - started) > 5:
             CONSOLE.print(f"{precision} was made ready in {seconds:.0f} s, which happens once.")
         encoder.encode_images(list(self.sample.pictures(2)))

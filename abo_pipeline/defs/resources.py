@@ -39,6 +39,9 @@ class Progress(Protocol):
     def indexing(self, name: str, done: int, total: int | None) -> None:
         """Bytes of a tar that are indexed, of how many."""
 
+    def choosing(self, words: str) -> None:
+        """What is done before a space's first image, to find its encoder; the run's log is told as well."""
+
     def embedding(self, partition_key: str, tally: Tally) -> None:
         """A batch of a partition is done."""
 
@@ -62,6 +65,9 @@ class LogProgress:
         """Bytes of a tar that are indexed."""
         if self._is_due():
             dg.get_dagster_logger().info(f"{name}: {in_megabytes(done, total)} indexed")
+
+    def choosing(self, words: str) -> None:
+        """Nothing: it is there already."""
 
     def embedding(self, partition_key: str, tally: Tally) -> None:
         """A batch of a partition is done."""

@@ -14,8 +14,8 @@ from abo_pipeline.defs.metadata import column_schema, table
 from abo_pipeline.defs.partitions import image_partitions
 from abo_pipeline.defs.resources import Progress, StoreResource
 from abo_pipeline.embedding import Limits, Tally, embed_partition, refuse_too_many_failures
-from abo_pipeline.encoder import Encoder
-from abo_pipeline.fidelity import Sample, Say, settled
+from abo_pipeline.encoder import Encoder, Say
+from abo_pipeline.fidelity import Sample, settled
 from abo_pipeline.pictures import open_images
 from abo_pipeline.pools import ENCODER_POOL
 from abo_pipeline.sampling import partition_range
@@ -101,14 +101,19 @@ def embed_partitions(
         settings: of the run.
         encoder: of the space.
         store: where the rows go.
-        progress: told of each batch.
-        say: told which encoder a new space takes.
+        progress: told which encoder a new space takes, and of each batch.
+        say: told of the encoder too, as the run's log.
         what: as ``embed_partition`` takes it: ``retry_failures`` or ``only_failures``.
     """
     limits = Limits.of(settings)
+
+    def tell(words: str) -> None:
+        say(words)
+        progress.choosing(words)
+
     with open_images(settings, image_paths) as archive, store.opened() as opened:
         sample = Sample(image_paths, archive, limits)
-        space, taken = settled(opened, settings.space_name, encoder, sample, say)
+        space, taken = settled(opened, settings.space_name, encoder, sample, tell)
         fidelity = opened.fidelity(space.name) or {}
         with space.being_written():
             for key in keys:
