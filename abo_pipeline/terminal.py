@@ -3,10 +3,11 @@
 Where the output is no terminal, the bars are lines now and then. What a run does is for ``runner``.
 """
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -14,6 +15,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 from abo_pipeline.catalog import REASONS
 from abo_pipeline.download import in_megabytes
@@ -50,12 +52,13 @@ class Bars:
         self._console = console
         self._tasks: dict[str, TaskID] = {}
         self._last_line = time.monotonic()
+        # On a narrow terminal the bar goes first, and then the words' end.
         self._progress = Progress(
-            TextColumn("[bold]{task.description:<11}[/]"),
-            BarColumn(),
-            TextColumn("{task.fields[words]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TextColumn("[bold]{task.description}[/]", table_column=Column(min_width=11, no_wrap=True)),
+            BarColumn(table_column=Column(min_width=8)),
+            TimeElapsedColumn(table_column=Column(min_width=7, no_wrap=True)),
+            TimeRemainingColumn(table_column=Column(min_width=7, no_wrap=True)),
+            TextColumn("{task.fields[words]}", table_column=Column(no_wrap=True)),
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -84,6 +87,11 @@ class Bars:
         if total is not None and done >= total:
             self.remove(what)
 
+    def line_beside(self, out: Console, line: str) -> None:
+        """Print a line on another console; above the bars, if both are terminals, which are one and the same then."""
+        both = out.is_terminal and not self._progress.disable
+        (self._console if both else out).print(line)
+
     def wait_for(self, what: str) -> None:
         """A bar without end, for what nobody knows how long it takes; nothing where there are no bars."""
         if not self._progress.disable:
@@ -111,6 +119,23 @@ def stage_bars(unit: str, console: Console) -> Iterator[Callable[[str, int, int]
         yield lambda what, done, total: bars.update(what, done, total, f"{done:,}/{total:,} {unit}")
 
 
+@contextmanager
+def steady(console: Console) -> Iterator[Console]:
+    """A console that stays where this one writes to now, whatever becomes of the process's stdout and stderr.
+
+    While a step runs, Dagster has them write to a file, and copies that to the terminal: bars would not move, and their
+    every state would be in the step's log.
+    """
+    try:
+        descriptor = os.dup(console.file.fileno())
+    except (OSError, ValueError):
+        # No file of the system's, as in a test: nobody redirects that.
+        yield console
+        return
+    with os.fdopen(descriptor, "w", encoding=console.encoding, errors="replace") as file:
+        yield Console(file=file, highlight=False, soft_wrap=True)
+
+
 class TerminalProgress(PipelineProgress):
     """Prints what a run does.
 
@@ -121,24 +146,29 @@ class TerminalProgress(PipelineProgress):
 
     def __init__(self, out: Console, err: Console) -> None:
         self._out = out
+        self._err = err
         self._bars = Bars(err)
+        self._steady = ExitStack()
         self._images = 0
         self._before = self._failed_before = 0
         self._current = ("", 0, 0)
-        self._started = time.monotonic()
+        self._started: float | None = None
 
     def __enter__(self) -> Self:
-        self._bars.__enter__()
+        with ExitStack() as stack:
+            self._out = stack.enter_context(steady(self._out))
+            self._bars = stack.enter_context(Bars(stack.enter_context(steady(self._err))))
+            self._steady = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bars.__exit__(kind, error, trace)
+        self._steady.close()
 
     def say(self, what: str, words: str) -> None:
         """A line of the run's record."""
-        self._out.print(f"[bold]{what:<11}[/] {escape(words)}")
+        self._bars.line_beside(self._out, f"[bold]{what:<11}[/] {escape(words)}")
 
     def download(self, name: str, done: int, total: int | None) -> None:
         """Bytes of a file that are here."""
@@ -151,7 +181,6 @@ class TerminalProgress(PipelineProgress):
     def pending(self, images: int) -> None:
         """So many images are to be embedded, over all partitions."""
         self._images = images
-        self._started = time.monotonic()
 
     def choosing(self, words: str) -> None:
         """What is done to find an encoder, which may take a minute."""
@@ -167,10 +196,13 @@ class TerminalProgress(PipelineProgress):
             self._failed_before += failed
         self._current = (partition_key, tally.done, tally.failed)
         done = self._before + tally.done
+        if self._started is None:
+            # What was done to find an encoder is not counted.
+            self._started = time.monotonic() - tally.elapsed
         speed = done / max(time.monotonic() - self._started, 1e-6)
         all_failed = self._failed_before + tally.failed
         failures = f", {all_failed:,} failed" if all_failed else ""
-        words = f"{done:,}/{self._images:,} images{failures}, partition {partition_key}, {speed:.1f} images/s"
+        words = f"{done:,}/{self._images:,} images, {speed:.1f}/s{failures}, partition {partition_key}"
         if self._images:
             self._bars.update("embedding", done, self._images, words)
 

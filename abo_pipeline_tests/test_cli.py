@@ -1,8 +1,10 @@
 """The command line, as a person uses it: on the drawn archive, with the small bundled model."""
 
+import contextlib
 import io
 import json
 import os
+import pty
 import re
 import shutil
 import signal
@@ -74,7 +76,9 @@ def test_a_run_reports_each_asset_and_the_commands_that_follow_need_no_flags(abo
 
     assert code == 0
     said = record(out)
-    assert list(said) == ["model", "archive", "listings", "catalogue", "embeddings", "index", "queries", "report"]
+    assert list(said) == [
+        *("model", "archive", "listings", "catalogue", "encoder", "embeddings", "index", "queries", "report")
+    ]
     kept, rows = map(int, re.match(r"kept (\d+) of (\d+) images; dropped ", said["catalogue"]).groups())
     embedded, failed = map(
         int, re.fullmatch(r"embedded (\d+), 0 were there already, failed (\d+)", said["embeddings"]).groups()
@@ -687,6 +691,31 @@ def test_the_embedded_server_starts_and_stops_on_command(abo, monkeypatch):
     said = [abo("db", word)[1].split()[0] for word in ("status", "start", "status", "stop", "stop")]
 
     assert said == ["not", "running", "running,", "stopped", "it"]
+
+
+def test_a_bar_moves_at_the_terminal_while_a_partition_is_embedded(run, tmp_path, database_url):
+    """A step's output goes to its log, and Dagster copies that to the terminal when it likes, or not before its end."""
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"ABO_DATABASE_URL": database_url, "ABO_DEVICE": "cpu", "TERM": "xterm"}
+    # As slowly as it can.
+    environment |= {"ABO_PREPARATION": "model", "ABO_PRECISION": "float32"}
+    words = [*map(str, run), "--partitions", "1", "--batch-size", "1", "--until", "image_embeddings"]
+    shown = b""
+
+    with subprocess.Popen([ABO, *words], env=environment, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        # Linux reports the end of a terminal as an error.
+        with contextlib.suppress(OSError):
+            while some := os.read(ours, 65_536):
+                shown += some
+    os.close(ours)
+
+    assert process.returncode == 0
+    states = set(re.findall(r"embedding[^\r\n]* (\d+)/\d+ images", shown.decode()))
+    assert len(states) > 2
+    logs = [file.read_text() for file in tmp_path.rglob("*") if file.suffix in (".out", ".err")]
+    assert [log for log in logs if "images" in log or "kept" in log] == []
+    assert logs
 
 
 def test_a_run_that_is_killed_in_the_middle_loses_nothing_and_redoes_nothing(abo, tmp_path, database_url):

@@ -1,6 +1,8 @@
 """What a run shows: bars where there is a terminal, lines where there is none."""
 
 import io
+import os
+import re
 
 import pytest
 from rich.console import Console
@@ -26,6 +28,10 @@ def console(*, is_terminal: bool) -> Console:
 
 def shown(console: Console) -> str:
     return console.file.getvalue()
+
+
+def plain(shown: str) -> str:
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown)
 
 
 def names(bars: Bars) -> list[str]:
@@ -78,6 +84,49 @@ def test_a_bar_moves_while_an_encoder_is_found_and_goes_with_the_first_image():
         after = names(progress._bars)
 
     assert (before, after) == (["encoder"], [])
+
+
+@pytest.mark.parametrize("out_is_terminal", [True, False])
+def test_a_line_never_lands_on_a_bar(out_is_terminal):
+    """Two consoles on one terminal do not know of each other: the bars' own one puts lines above them."""
+    out, screen = console(is_terminal=out_is_terminal), console(is_terminal=True)
+
+    with TerminalProgress(out, screen) as progress:
+        progress.indexing("a.tar", 5, 10)
+        progress.say("archive", "a.tar")
+
+    assert ("a.tar\n" in shown(out), "archive" in shown(screen)) == (not out_is_terminal, out_is_terminal)
+
+
+def test_a_run_is_shown_where_it_began_while_a_step_has_the_output_of_the_process(tmp_path):
+    """Dagster has stdout and stderr write to the step's log, and copies that to the terminal when it likes."""
+    screen, log = tmp_path / "screen", tmp_path / "log"
+
+    with screen.open("w") as stdout, log.open("w") as step:
+        shared = Console(file=stdout, soft_wrap=True, highlight=False)
+        with TerminalProgress(shared, shared) as progress:
+            os.dup2(step.fileno(), stdout.fileno())
+            progress.say("archive", "a.tar")
+            print("a step's own", file=stdout)
+
+    assert (screen.read_text(), log.read_text()) == ("archive     a.tar\n", "a step's own\n")
+
+
+def test_the_speed_is_that_of_embedding_and_not_of_what_came_before(monkeypatch):
+    out, err = console(is_terminal=False), console(is_terminal=False)
+    monkeypatch.setattr(terminal, "_LINE_SECONDS", 0.0)
+    clock = [100.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: clock[0])
+
+    with TerminalProgress(out, err) as progress:
+        progress.pending(30)
+        clock[0] = 160.0
+        progress.embedding("00of1", Tally(kept=30, embedded=10, elapsed=2.0))
+        clock[0] = 163.0
+        progress.embedding("00of1", Tally(kept=30, embedded=20, elapsed=5.0))
+
+    speeds = [line.split(", ")[1] for line in shown(err).splitlines()]
+    assert speeds == ["5.0/s", "4.0/s"]
 
 
 def test_images_are_counted_over_all_partitions(monkeypatch):
@@ -135,8 +184,22 @@ def test_a_bar_counts_the_failures_of_all_partitions(monkeypatch):
         progress.embedding("00of2", Tally(kept=20, embedded=18, failed=2))
         progress.embedding("01of2", Tally(kept=10, embedded=9, failed=1))
 
-    lines = [line.split(", partition")[0].split(maxsplit=1)[1] for line in shown(err).splitlines()]
-    assert lines == ["9/30 images", "20/30 images, 2 failed", "30/30 images, 3 failed"]
+    lines = [re.sub(r" [\d.]+/s", " N/s", line) for line in shown(err).splitlines()]
+    assert lines == [
+        "embedding   9/30 images, N/s, partition 00of2",
+        "embedding   20/30 images, N/s, 2 failed, partition 00of2",
+        "embedding   30/30 images, N/s, 3 failed, partition 01of2",
+    ]
+
+
+def test_on_a_narrow_terminal_counts_and_times_can_still_be_read():
+    screen = Console(file=io.StringIO(), force_terminal=True, width=72)
+
+    with Bars(screen) as bars:
+        bars.update("embedding", 137_000, 342_878, "137,000/342,878 images, 88.6/s, 2,000 failed, partition 12of64")
+
+    first = plain(shown(screen)).split("\r")[1]
+    assert re.fullmatch(r"embedding +0:00:00 -:--:-- 137,000/342,878 images, 88.6/s, 2,000.*", first)
 
 
 INDEXES = {
