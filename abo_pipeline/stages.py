@@ -133,12 +133,10 @@ class Collector(Generic[Item]):
 
     Attributes:
         seconds_busy: spent in ``hand_on``.
-        handed_on: items that ``hand_on`` has been called with, and returned.
     """
 
     def __init__(self, hand_on: Callable[[Sequence[Item]], None], most: int, waiting: int = 8) -> None:
         self.seconds_busy = 0.0
-        self.handed_on = 0
         self._hand_on = hand_on
         self._most = most
         self._queue: queue.Queue[Sequence[Item] | None] = queue.Queue(waiting)
@@ -199,5 +197,4 @@ class Collector(Generic[Item]):
             started = time.perf_counter()
             self._hand_on(together)
             self.seconds_busy += time.perf_counter() - started
-            self.handed_on += len(together)
         return items is not None
