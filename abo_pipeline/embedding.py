@@ -23,7 +23,7 @@ import polars as pl
 from PIL import Image
 
 from abo_pipeline.archive import Archive, digest_of
-from abo_pipeline.decoding import decode
+from abo_pipeline.decoding import Pixels, decode, decode_pixels
 from abo_pipeline.encoder import Encoder, Vectors
 from abo_pipeline.errors import ArchiveError, FailuresError, ImageError
 from abo_pipeline.sampling import partition_range
@@ -298,7 +298,7 @@ def _embed_batch(
 ) -> _Batch:
     """One batch from bytes to vectors. A picture that fails costs itself only, and those that are the same."""
     batch = _Batch([], [], dict.fromkeys(STAGES, 0.0))
-    pictures: list[tuple[str, Image.Image]] = []
+    pictures: list[tuple[str, Pixels]] = []
 
     def fail(digest: str, stage: str, error: BaseException, message: str) -> None:
         batch.failed += [_failed(row, stage, error, message) for row in images_with[digest]]
@@ -310,7 +310,7 @@ def _embed_batch(
                 data = read_image(archive, row, limits)
             stage = DECODE
             with _timed(batch.seconds, DECODE):
-                pictures.append((row["digest"], decode(data, max_pixels=limits.max_pixels)))
+                pictures.append((row["digest"], decode_pixels(data, max_pixels=limits.max_pixels)))
         except ImageError as error:
             fail(row["digest"], stage, error.__cause__ or error, str(error))
     if not pictures:
@@ -319,8 +319,9 @@ def _embed_batch(
         prepared = encoder.prepare([picture for _, picture in pictures])
     with _timed(batch.seconds, ENCODE):
         vectors = encoder.encode_prepared(prepared)
-    for (digest, _), vector in zip(pictures, vectors, strict=True):
-        if np.isfinite(vector).all():
+    without_direction = set(np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist())
+    for number, ((digest, _), vector) in enumerate(zip(pictures, vectors, strict=True)):
+        if number not in without_direction:
             same = images_with[digest]
             batch.embedded += [Embedded(row["image_id"], row["sample_key"], digest, vector) for row in same]
             batch.shared += len(same) - 1

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from abo_pipeline import openvino_tower
-from abo_pipeline.decoding import DECODING
+from abo_pipeline.decoding import DECODING, Pixels
 from abo_pipeline.errors import ModelError
 from abo_pipeline.openvino_tower import OpenVinoTower, is_prepared
 from abo_pipeline.preparation import PREPARATION, Preparation
@@ -106,9 +106,12 @@ class Encoder(ABC):
     def truncates(self, text: str) -> bool:
         """Whether the text is longer than the model reads (77 tokens for CLIP), so that its end is ignored."""
 
-    def prepare(self, images: Sequence[Image.Image]) -> Any:
-        """RGB pictures → what ``encode_prepared`` takes: the part of the work that is not the model's."""
-        return images
+    def prepare(self, images: Sequence[Image.Image | Pixels]) -> Any:
+        """RGB pictures → what ``encode_prepared`` takes: the part of the work that is not the model's.
+
+        That is the pictures themselves, unless an encoder has work to do with them.
+        """
+        return [image if isinstance(image, Image.Image) else Image.fromarray(image) for image in images]
 
     def encode_prepared(self, prepared: Any) -> Vectors:
         """What ``prepare`` gave → vectors, as ``encode_images`` gives them."""
@@ -229,12 +232,12 @@ class ClipEncoder(Encoder):
         """RGB pictures → unit vectors."""
         return self.encode_prepared(self.prepare(images)) if images else _none(self.dimension)
 
-    def prepare(self, images: Sequence[Image.Image]) -> Any:
+    def prepare(self, images: Sequence[Image.Image | Pixels]) -> Any:
         """RGB pictures → pixels, or the pictures themselves where the model's own processor is to see them."""
         if self._tower is None or self._clip is None:
-            return list(images)
+            return super().prepare(images)
         _, preparation = self._clip
-        return preparation.batch(images)
+        return preparation.batch(images, pinned=self._tower.pinned)
 
     def encode_prepared(self, prepared: Any) -> Vectors:
         """What ``prepare`` gave → unit vectors."""

@@ -96,6 +96,11 @@ class OpenVinoTower:
         """Images of a forward pass."""
         return CPU_BATCH
 
+    @property
+    def pinned(self) -> bool:
+        """There is no GPU."""
+        return False
+
     def enter_thread(self) -> None:
         """Have torch, which prepares the pictures, compute with this thread alone."""
         import torch

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from PIL import Image
 
+from abo_pipeline.decoding import Pixels
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -56,27 +58,40 @@ class Preparation:
         except (AttributeError, KeyError, TypeError, ValueError):
             return None
 
-    def prepare(self, image: Image.Image) -> "Tensor":
+    def prepare(self, image: Image.Image | Pixels) -> "Tensor":
         """An RGB picture → uint8 (3, side, side): bicubic with antialiasing, as Pillow has it, and the middle of that.
 
         Within 2 of 255 of what the model's own processor makes of it.
         """
         import torch
 
-        # A copy, for Pillow's memory may not be written to, and torch wants to be able to.
-        pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)[None]
-        height, width = self._scaled(image.height, image.width)
-        if (height, width) != (image.height, image.width):
+        # Torch wants to be able to write to its memory; of a picture of Pillow's that makes a copy.
+        array = np.require(image, np.uint8, ["C", "W"])
+        pixels = torch.from_numpy(array).permute(2, 0, 1)[None]
+        height, width = self._scaled(*array.shape[:2])
+        if (height, width) != array.shape[:2]:
             # Channels last is the layout in which torch has a fast way for 8-bit pictures, and the one they come in.
             pixels = torch.nn.functional.interpolate(pixels, (height, width), mode="bicubic", antialias=True)
         top, left = (height - self.side) // 2, (width - self.side) // 2
         return pixels[0, :, top : top + self.side, left : left + self.side]
 
-    def batch(self, images: Sequence[Image.Image]) -> "Tensor":
-        """Pictures → uint8 (n, 3, side, side), in memory that lies together."""
+    def batch(self, images: Sequence[Image.Image | Pixels], *, pinned: bool = False) -> "Tensor":
+        """Pictures → uint8 (n, 3, side, side), in memory that lies together.
+
+        Args:
+            images: n of them.
+            pinned: in memory that a GPU fetches from by itself.
+        """
+        batch = self.memory(len(images), pinned=pinned)
+        for place, image in zip(batch, images, strict=True):
+            place.copy_(self.prepare(image))
+        return batch
+
+    def memory(self, count: int, *, pinned: bool = False) -> "Tensor":
+        """A batch of whatever was there before; what is pinned, torch keeps for the next one."""
         import torch
 
-        return torch.stack([self.prepare(image) for image in images]).contiguous()
+        return torch.empty((count, 3, self.side, self.side), dtype=torch.uint8, pin_memory=pinned)
 
     def normalised(self, pixels: "Tensor", dtype: Any) -> "Tensor":
         """uint8 (n, 3, side, side) → the model's input, on the device where the pixels are.

@@ -41,7 +41,12 @@ class Tower(Protocol):
     Attributes:
         workers: threads that should call it at once.
         batch: images that each should give it at once.
+        pinned: whether batches should be in pinned memory, from which a GPU fetches them by itself.
     """
+
+    @property
+    def pinned(self) -> bool:
+        """Whether batches should be in pinned memory."""
 
     @property
     def workers(self) -> int:
@@ -145,6 +150,11 @@ class TorchTower:
 
         torch.set_num_threads(1)
 
+    @property
+    def pinned(self) -> bool:
+        """Whether batches should be in pinned memory."""
+        return bool(self._device.type == "cuda")
+
     def encode(self, pixels: "Tensor") -> NDArray[np.float32]:
         """uint8 (n, 3, side, side) → float32 (n, dimension); in parts where the GPU's memory is too small for all."""
         import torch
@@ -163,9 +173,6 @@ class TorchTower:
     def _encode(self, pixels: "Tensor") -> NDArray[np.float32]:
         import torch
 
-        if self._device.type == "cuda":
-            # From pinned memory the GPU fetches the batch itself; it is pinned while others have their turns.
-            pixels = pixels.pin_memory()
         mixed = torch.autocast(self._device.type, self._dtype, enabled=self._is_mixed, cache_enabled=False)
         with torch.inference_mode(), self._turns, mixed:
             there = pixels.to(self._device, non_blocking=True)
@@ -179,8 +186,8 @@ class TorchTower:
 
         rates: dict[int, float] = {}
         for size in _GPU_BATCHES:
-            pixels = torch.zeros((size, 3, self._preparation.side, self._preparation.side), dtype=torch.uint8)
             try:
+                pixels = self._preparation.memory(size, pinned=self.pinned).zero_()
                 self._encode(pixels)
                 started = time.perf_counter()
                 for _ in range(3):

@@ -5,6 +5,8 @@ import random
 import struct
 import time
 import zlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,7 +15,7 @@ from PIL import Image, features
 
 from abo_pipeline import decoding
 from abo_pipeline.archive import Archive
-from abo_pipeline.decoding import FORMATS, MAX_ASPECT, decode
+from abo_pipeline.decoding import FORMATS, MAX_ASPECT, decode, decode_pixels
 from abo_pipeline.errors import ImageError
 
 LIMIT = 50_000_000
@@ -89,6 +91,27 @@ def test_both_decoders_give_the_same_pixels(decoder, sample, tmp_path, monkeypat
 
     assert len(files) > 100
     assert here == every(), decoder
+
+
+def test_as_an_array_every_file_is_the_same_picture_or_the_same_error(sample, tmp_path):
+    def outcome(decoded: Callable[..., Any], data: bytes) -> object:
+        try:
+            return np.asarray(decoded(data, max_pixels=LIMIT)).tolist()
+        except ImageError as error:
+            return str(error)
+
+    with Archive.open(sample.archive, tmp_path) as archive:
+        files = [archive.read_at(row["offset"], row["size"]) for row in archive.index.iter_rows(named=True)]
+
+    assert len(files) > 100
+    assert [outcome(decode_pixels, data) for data in files] == [outcome(decode, data) for data in files]
+
+
+@pytest.mark.parametrize("file_type", ["JPEG", "PNG"])
+def test_an_array_may_be_written_to(file_type):
+    array = decode_pixels(file_of(flag(), file_type), max_pixels=LIMIT)
+
+    assert (array.shape, array.dtype, array.flags.writeable) == ((32, 48, 3), np.uint8, True)
 
 
 # --- Every file type and mode ---

@@ -441,7 +441,7 @@ def test_no_image_is_lost_or_doubled_when_a_stage_breaks_at_random(bench, monkey
     faults = Faults(seed, {"read": 0.05, "decode": 0.05}.get(stage, 0.15))
     functions = {
         "read": (embedding, "read_image"),
-        "decode": (embedding, "decode"),
+        "decode": (embedding, "decode_pixels"),
         "prepare": (Several, "prepare"),
         "encode": (Several, "encode_images"),
         "write": (EmbeddingSpace, "write"),

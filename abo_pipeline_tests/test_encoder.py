@@ -25,8 +25,10 @@ from abo_pipeline import encoder as module
 from abo_pipeline.decoding import DECODING
 from abo_pipeline.encoder import SMALL_MODEL, ClipEncoder, encoder_from, where_is
 from abo_pipeline.errors import ModelError
-from abo_pipeline.preparation import PREPARATION
+from abo_pipeline.preparation import PREPARATION, Preparation
 from abo_pipeline.settings import PROJECT_ROOT, Settings
+from abo_pipeline.towers import TorchTower
+from abo_pipeline_tests.fakes import ColourEncoder
 
 REMEDY = (
     "Give a folder that holds a CLIP model with --model PATH (or ABO_MODEL), "
@@ -215,6 +217,32 @@ def test_every_precision_gives_about_the_vectors_of_the_reference(tiny, tiny_fol
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
     assert cosines(vectors, tiny.reference.encode_images(PICTURES)).min() >= least
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_pictures_are_prepared_in_pinned_memory_where_the_tower_fetches_from_that(tiny, monkeypatch, pinned):
+    asked = []
+    memory = Preparation.memory
+
+    def recorded(preparation: Preparation, count: int, *, pinned: bool = False) -> Any:
+        asked.append((count, pinned))
+        # Without a GPU there is none that is pinned.
+        return memory(preparation, count)
+
+    monkeypatch.setattr(Preparation, "memory", recorded)
+    monkeypatch.setattr(TorchTower, "pinned", pinned)
+
+    vectors = tiny.encode_images(PICTURES)
+
+    assert asked == [(len(PICTURES), pinned)]
+    assert cosines(vectors, tiny.reference.encode_images(PICTURES)).min() >= 0.999999
+
+
+def test_a_picture_may_come_as_an_array_whatever_prepares_it(tiny):
+    arrays = [np.asarray(picture) for picture in PICTURES]
+
+    for encoder in (tiny, tiny.reference, ColourEncoder()):
+        assert np.array_equal(encoder.encode_prepared(encoder.prepare(arrays)), encoder.encode_images(PICTURES))
 
 
 def test_texts_are_embedded_alike_in_every_precision(tiny):

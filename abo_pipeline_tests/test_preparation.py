@@ -79,6 +79,18 @@ def test_every_picture_has_the_vector_of_the_reference(pictures, encoder: ClipEn
     assert cosines.min() >= 0.9999
 
 
+def test_an_array_is_prepared_as_its_picture_is_and_neither_is_changed(pictures):
+    preparation = Preparation.of(processor())
+    arrays = [np.array(picture) for picture in pictures]
+
+    prepared = preparation.batch(arrays)
+
+    assert prepared.equal(preparation.batch(pictures))
+    # Not even where a picture of the right size is not scaled, and shares its memory with what was prepared.
+    prepared.zero_()
+    assert [array.tobytes() for array in arrays] == [picture.tobytes() for picture in pictures]
+
+
 def test_normalised_pixels_are_those_of_the_models_processor(pictures):
     import torch
 

@@ -37,7 +37,7 @@ from PIL import Image
 
 from abo_pipeline.archive import Archive
 from abo_pipeline.catalog import read_catalogue
-from abo_pipeline.decoding import decode
+from abo_pipeline.decoding import Pixels, decode_pixels
 from abo_pipeline.embedding import DECODE, ENCODE, PREPARE, READ, STAGES, WRITE, Limits, Tally, embed_partition
 from abo_pipeline.encoder import ClipEncoder
 from abo_pipeline.errors import ModelError
@@ -220,9 +220,9 @@ class Embedding:
             for row in rows.iter_rows(named=True)
         ]
 
-    def _decoded(self, rows: pl.DataFrame) -> list[Image.Image]:
+    def _decoded(self, rows: pl.DataFrame) -> list[Pixels]:
         return [
-            decode(self.archive.read_at(row["offset"], row["size"]), max_pixels=10**8)
+            decode_pixels(self.archive.read_at(row["offset"], row["size"]), max_pixels=10**8)
             for row in rows.iter_rows(named=True)
         ]
 
