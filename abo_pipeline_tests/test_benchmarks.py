@@ -1,12 +1,15 @@
 """The benchmarks run, and tell what they measured; how fast anything is, nobody asks here."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from abo_pipeline import fidelity
+from abo_pipeline.embedding import Limits
 from abo_pipeline.sample import SMALL_CLIP
 from abo_pipeline.store.strategies import STRATEGIES
 from benchmarks import embedding, loading, searching
@@ -15,6 +18,8 @@ from benchmarks.vectors import BLOCK, Clip
 pytestmark = pytest.mark.slow
 
 CLIP = Clip(64)
+
+LIMITS = Limits(10**8, 10**8)
 
 
 def read(path: Path) -> dict:
@@ -140,6 +145,54 @@ def test_embedding_tells_the_rate_of_each_way_and_where_its_time_goes(tmp_path, 
     assert [claim for claim, _, _ in bars(figures) if claim not in printed] == []
     with Image.open(tmp_path / "embedding.png") as picture:
         assert picture.width > picture.height > 300
+
+
+def test_on_a_gpu_embedding_claims_images_a_second_and_spares_the_ways_of_others(tmp_path, sample, monkeypatch):
+    """As far as that can be seen without one: the ways, their images, and the claim."""
+    monkeypatch.setattr(embedding, "kind_of_device", lambda _: "gpu")
+    monkeypatch.setattr(embedding, "_SOME", 7)
+    given = []
+    monkeypatch.setattr(embedding.Embedding, "_opened", lambda _, rows: given.append(len(rows)) or [])
+
+    embedding.main(
+        [
+            f"--images={sample.archive}",
+            f"--model={SMALL_CLIP}",
+            "--copies=3",
+            "--part=200",
+            "--rounds=1",
+            f"--out={tmp_path}",
+        ]
+    )
+
+    figures = read(tmp_path / "embedding.json")
+    ours = [f"ours, {precision}" for precision in ("float32", "float16")]
+    assert [way["name"] for way in figures["ways"]] == [
+        "the seed's loop",
+        "sentence-transformers, float16",
+        *ours,
+        "forward alone, float32",
+        "forward alone, float16",
+        *(f"{name}, into Postgres" for name in ours),
+        "read, decode and prepare alone",
+    ]
+    assert bars(figures) == [
+        ("ours, float16: images/s from the tar to vectors", 10_000.0, False),
+        ("first vector, s after the process's start", 15.0, True),
+    ]
+    assert set(given) == {7}
+
+
+def test_copies_of_an_image_have_bytes_of_their_own_and_the_same_pixels(tmp_path, sample):
+    with embedding.opened(sample.archive, tmp_path) as (archive, catalogue):
+        pictures = [each.tobytes() for each in fidelity.Sample(catalogue, archive, LIMITS).pictures(10_000)]
+
+    copied = embedding.multiplied(sample.archive, 3, tmp_path)
+    with embedding.opened(copied, tmp_path) as (archive, copies):
+        of_copies = [each.tobytes() for each in fidelity.Sample(copies, archive, LIMITS).pictures(10_000)]
+
+    assert len(copies) == copies["digest"].n_unique() == 3 * len(catalogue)
+    assert Counter(of_copies) == Counter(3 * pictures)
 
 
 def test_a_longer_run_begins_with_a_shorter_ones_vectors():
