@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from types import TracebackType
@@ -139,7 +140,8 @@ class Collector(Generic[Item]):
         self.seconds_busy = 0.0
         self._hand_on = hand_on
         self._most = most
-        self._queue: queue.Queue[Sequence[Item] | None] = queue.Queue(waiting)
+        self._queue: queue.Queue[Sequence[Item]] = queue.Queue(waiting)
+        self._is_closed = threading.Event()
         self._error: BaseException | None = None
         self._collecting: Future[None] | None = None
 
@@ -153,26 +155,26 @@ class Collector(Generic[Item]):
         Raises:
             BaseException: what ``hand_on`` raised, which is not called again after that.
         """
-        self._enqueue(items)
-        if self._error:
-            raise self._error
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._enqueue(None)
-        if self._collecting:
-            wait([self._collecting])
-        if self._error and error is None:
-            raise self._error
-
-    def _enqueue(self, items: Sequence[Item] | None) -> None:
         while self._error is None:
             try:
                 self._queue.put(items, timeout=_LOOK_SECONDS)
                 return
             except queue.Full:
                 continue
+        raise self._error
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # First of all: whoever interrupts what follows must not leave a thread behind that waits for ever.
+        self._is_closed.set()
+        with suppress(queue.Full):
+            # It need not look for itself then.
+            self._queue.put_nowait(())
+        if self._collecting:
+            wait([self._collecting])
+        if self._error and error is None:
+            raise self._error
 
     def _collect(self) -> None:
         try:
@@ -182,19 +184,16 @@ class Collector(Generic[Item]):
             self._error = error
 
     def _hand_on_some(self) -> bool:
-        """Wait for items and hand them on; False after the last ones."""
-        items = self._queue.get()
+        """Wait for items and hand them on; False if there are none and none will come."""
+        was_closed = self._is_closed.is_set()
         together: list[Item] = []
-        while items is not None:
-            together += items
-            if len(together) >= self._most:
-                break
+        while len(together) < self._most:
             try:
-                items = self._queue.get_nowait()
+                together += self._queue.get(timeout=0 if together or self._is_closed.is_set() else _LOOK_SECONDS)
             except queue.Empty:
                 break
         if together:
             started = time.perf_counter()
             self._hand_on(together)
             self.seconds_busy += time.perf_counter() - started
-        return items is not None
+        return bool(together) or not was_closed

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
+from abo_pipeline import stages
 from abo_pipeline.stages import Collector, in_parallel
 from abo_pipeline_tests.threads import at_work
 
@@ -195,6 +196,27 @@ def test_an_error_in_handing_on_is_raised_where_items_are_put_and_ends_it():
     with pytest.raises(OSError, match="the disk is full"):
         fill()
     assert calls == [1]
+
+
+def test_an_interruption_while_the_rest_is_waited_for_leaves_no_thread_behind(monkeypatch):
+    """As a second Ctrl-C, at a database that takes its time."""
+    may_go_on = threading.Event()
+    collector = Collector(lambda _: may_go_on.wait(10), most=1, waiting=2)
+
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    def fill_and_wait() -> None:
+        with monkeypatch.context() as patched, collector:
+            for number in range(3):
+                collector.put([number])
+            patched.setattr(stages, "wait", interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        fill_and_wait()
+    may_go_on.set()
+
+    collector._collecting.result(timeout=5)
 
 
 def test_an_error_in_handing_on_the_rest_is_raised_at_the_end():
