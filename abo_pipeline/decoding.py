@@ -28,7 +28,10 @@ pixels."""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """What Pillow may open. It knows more, and hands some of that to other programs: PostScript to Ghostscript."""
 
-_JPEG, _HEADER = b"\xff\xd8\xff", 1 << 16
+_JPEG = b"\xff\xd8\xff"
+_SCAN, _EXIF_OR_XMP = 0xDA, 0xE1
+_BARE_MARKERS = (0x01, *range(0xD0, 0xD8))
+"""Of JPEG (ITU-T T.81, table B.1): where the pixels begin; what may say how to turn them; what has no length."""
 
 MAX_ASPECT = 16
 """A picture longer than this many times its width is cut to its middle: CLIP looks at the central square only, and
@@ -99,8 +102,7 @@ def _simplejpeg() -> Any:
 def _plain_jpeg(data: bytes, max_pixels: int) -> Pixels | None:
     """A JPEG in which nothing is to be looked at but its pixels; None for all else."""
     simplejpeg = _simplejpeg()
-    # EXIF may say that the picture is to be turned.
-    if simplejpeg is None or not data.startswith(_JPEG) or b"Exif" in data[:_HEADER]:
+    if simplejpeg is None or not data.startswith(_JPEG) or _may_be_turned(data):
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -112,6 +114,24 @@ def _plain_jpeg(data: bytes, max_pixels: int) -> Pixels | None:
         return pixels
     except ValueError:
         return None
+
+
+def _may_be_turned(jpeg: bytes) -> bool:
+    """Whether anything before the pixels may say that the picture is to be turned, or cannot be understood."""
+    place = 2
+    while place + 4 <= len(jpeg) and jpeg[place] == 0xFF:
+        marker = jpeg[place + 1]
+        if marker == _SCAN:
+            return False
+        if marker == _EXIF_OR_XMP:
+            return True
+        if marker == 0xFF:
+            place += 1
+        elif marker in _BARE_MARKERS:
+            place += 2
+        else:
+            place += 2 + int.from_bytes(jpeg[place + 2 : place + 4])
+    return True
 
 
 def _middle(image: Image.Image) -> Image.Image:

@@ -72,6 +72,27 @@ def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return request.param
 
 
+def with_segment(jpeg: bytes, *segments: tuple[int, bytes]) -> bytes:
+    """A JPEG with more segments before its pixels: markers and what they hold."""
+    more = b"".join(bytes([0xFF, marker]) + (len(held) + 2).to_bytes(2) + held for marker, held in segments)
+    return jpeg[:2] + more + jpeg[2:]
+
+
+def test_a_picture_is_turned_by_xmp_and_by_exif_however_late_it_comes():
+    plain = file_of(flag(), "JPEG", quality=95)
+    xmp = (
+        b'http://ns.adobe.com/xap/1.0/\x00<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="r">'
+        b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+    )
+    long = (0xEC, b"x" * 60_000)
+
+    of_xmp = decode(with_segment(plain, (0xE1, xmp)), max_pixels=LIMIT)
+    of_late_exif = decode(with_segment(plain, long, long, (0xE1, turned(6).tobytes())), max_pixels=LIMIT)
+    of_neither = decode(with_segment(plain, long, long, (0xFE, b"Exif, as a remark")), max_pixels=LIMIT)
+
+    assert (of_xmp.size, of_late_exif.size, of_neither.size) == ((32, 48), (32, 48), (48, 32))
+
+
 def test_both_decoders_give_the_same_pixels(decoder, sample, tmp_path, monkeypatch):
     with Archive.open(sample.archive, tmp_path) as archive:
         rows = archive.index.filter(pl.col("member").str.ends_with(".jpg")).iter_rows(named=True)
