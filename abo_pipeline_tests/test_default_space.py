@@ -210,6 +210,7 @@ def test_searches_go_on_while_the_default_is_switched_back_and_forth_and_never_m
         for _ in range(60):
             spaces.switch_default("other")
             spaces.switch_default("small")
+            done.wait(0.02)
             spaces.switch_back()
             done.wait(0.02)
         done.set()

@@ -179,19 +179,19 @@ def test_bytes_that_change_without_a_trace_are_found_and_the_remedy_helps(run, l
                 file.write(b"rot")
         os.utime(archive, ns=(time, time))
 
-    with pytest.raises(ArchiveError) as refused:
+    # Who reads just when it rots may see the time of that, before it is put back.
+    with pytest.raises(ArchiveError, match=r"has changed since it was indexed|changed while it was being read"):
         run(rot)
     with pytest.raises(ArchiveError) as refused_again:
         run()
 
-    for error in (refused, refused_again):
-        assert str(error.value).startswith(
-            f"{archive} has changed since it was indexed, though its size and time are the same: where image "
-        )
-        assert str(error.value).endswith(
-            " was, it holds other bytes. Put back what it was, for the disk may be damaged; if it is meant to be so, "
-            "`touch` it, and use `abo run`."
-        )
+    assert str(refused_again.value).startswith(
+        f"{archive} has changed since it was indexed, though its size and time are the same: where image "
+    )
+    assert str(refused_again.value).endswith(
+        " was, it holds other bytes. Put back what it was, for the disk may be damaged; if it is meant to be so, "
+        "`touch` it, and use `abo run`."
+    )
     assert DONE <= len(ledger.vectors()) <= DONE + IN_HAND
     assert ledger.wrong_vectors(original) == []
 
