@@ -4,6 +4,7 @@
 FROM python:3.11-slim-bookworm AS build
 # Where torch comes from: PyTorch's index of builds without CUDA, which are a tenth of the size.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG EXTRAS=celery
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /src
@@ -11,7 +12,7 @@ COPY pyproject.toml constraints.txt README.md ./
 # The packages first, for an empty pipeline: they are fetched again only when what is needed has changed.
 RUN --mount=type=cache,target=/root/.cache/pip \
     mkdir abo_pipeline && touch abo_pipeline/__init__.py \
-    && pip install --constraint constraints.txt --extra-index-url "$TORCH_INDEX" '.[celery]'
+    && pip install --constraint constraints.txt --extra-index-url "$TORCH_INDEX" ".[${EXTRAS}]"
 COPY abo_pipeline abo_pipeline
 RUN pip install --no-deps --force-reinstall .
 

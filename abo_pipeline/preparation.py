@@ -5,7 +5,8 @@ and the way for models whose preparation is another one. Here a picture stays 8-
 it, so that a batch is small to move. How files become pictures is for ``decoding``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -75,37 +76,51 @@ class Preparation:
         top, left = (height - self.side) // 2, (width - self.side) // 2
         return pixels[0, :, top : top + self.side, left : left + self.side]
 
-    def batch(self, images: Sequence[Image.Image | Pixels], *, pinned: bool = False) -> "Tensor":
+    def batch(self, images: Iterable[Image.Image | Pixels], most: int, *, pinned: bool = False) -> "Tensor":
         """Pictures → uint8 (n, 3, side, side), in memory that lies together.
 
         Args:
-            images: n of them.
+            images: n of them, taken one after another.
+            most: that n may be.
             pinned: in memory that a GPU fetches from by itself.
         """
-        batch = self.memory(len(images), pinned=pinned)
-        for place, image in zip(batch, images, strict=True):
-            place.copy_(self.prepare(image))
-        return batch
+        batch, count = self.memory(most, pinned=pinned), 0
+        for image in images:
+            batch[count].copy_(self.prepare(image))
+            count += 1
+        return batch[:count]
 
     def memory(self, count: int, *, pinned: bool = False) -> "Tensor":
         """A batch of whatever was there before; what is pinned, torch keeps for the next one."""
         import torch
 
-        return torch.empty((count, 3, self.side, self.side), dtype=torch.uint8, pin_memory=pinned)
+        shape = (count, 3, self.side, self.side)
+        if pinned:
+            # Where no more of it can be had, the rest goes over as from any memory: only slower.
+            with suppress(RuntimeError):
+                return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        return torch.empty(shape, dtype=torch.uint8)
 
-    def normalised(self, pixels: "Tensor", dtype: Any) -> "Tensor":
+    def normalising(self, device: Any) -> "tuple[Tensor, Tensor]":
+        """By what pixels are multiplied, and what is taken from them then: x/255 gets mean 0 and deviation 1."""
+        import torch
+
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (self.mean, self.std))
+        return (1 / (255 * std)).to(device), (mean / std).to(device)
+
+    def normalised(self, pixels: "Tensor", dtype: Any, by: "tuple[Tensor, Tensor] | None" = None) -> "Tensor":
         """uint8 (n, 3, side, side) → the model's input, on the device where the pixels are.
 
         Args:
             pixels: a batch.
             dtype: torch's type to give it.
+            by: what ``normalising`` gives for that device; a GPU would have to be waited for to get it there.
         """
         import torch
 
-        mean = torch.tensor(self.mean, device=pixels.device).view(1, 3, 1, 1)
-        std = torch.tensor(self.std, device=pixels.device).view(1, 3, 1, 1)
-        # x/255 is taken to mean 0 and deviation 1, in one pass over memory each.
-        return pixels.to(torch.float32).mul_(1 / (255 * std)).sub_(mean / std).to(dtype)
+        factor, offset = by or self.normalising(pixels.device)
+        # In one pass over memory each.
+        return pixels.to(torch.float32).mul_(factor).sub_(offset).to(dtype)
 
     def _scaled(self, height: int, width: int) -> tuple[int, int]:
         """The shorter side as it is to be, the other one rounded down, as transformers does."""

@@ -3,13 +3,16 @@
 A tower is called by several threads at once, each with a batch of its own. On a CPU each of them computes alone, one
 core a batch: with one batch over all cores, every core waits at every layer for the slowest, and a single busy
 neighbour (a database, a daemon) takes more than half of the throughput away. On a GPU the threads prepare pictures, and
-take turns in handing batches over. Towers of other runtimes are modules of their own (``openvino_tower``); which one
-is used, and under what fingerprint, is for ``encoder``.
+take turns in computing batches there, each turn in a stream of its own. Towers of other runtimes are modules of their
+own (``openvino_tower``); which one is used, and under what fingerprint, is for ``encoder``.
 """
 
 import copy
+import queue
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -27,9 +30,11 @@ CPU_BATCH = 16
 """Images of a CPU's forward pass. Larger ones are no quicker; and from 32 on, every layer's memory is given back to the
 system and fetched again."""
 
-_GPU_BATCHES = (32, 64, 128, 256, 512, 1024)
+_GPU_BATCHES = (32, 64, 128, 256, 512)
+_TRIALS = 5
 _ENOUGH = 0.97
-"""A smaller batch is taken that gives such a share of the best throughput: it leaves memory to others."""
+"""A smaller batch is taken that gives such a share of the best throughput: one thread prepares it, while others wait
+for it at the end of a partition."""
 
 _ON_THE_GPU = 2
 """Batches that may be there at once: one computes while the results of the other are fetched."""
@@ -61,6 +66,28 @@ class Tower(Protocol):
 
     def encode(self, pixels: "Tensor") -> NDArray[np.float32]:
         """uint8 (n, 3, side, side) in the CPU's memory → float32 (n, dimension), of any length. Thread-safe."""
+
+
+def _turns(device: Any, count: int) -> "queue.LifoQueue[Any]":
+    """A stream for each who may compute at once; None for each on a CPU."""
+    import torch
+
+    turns: queue.LifoQueue[Any] = queue.LifoQueue()
+    is_cuda = device.type == "cuda"
+    if is_cuda:
+        # Weights came in the default stream, for which others do not wait.
+        torch.cuda.synchronize(device)
+    for _ in range(count):
+        turns.put(torch.cuda.Stream(device) if is_cuda else None)  # type: ignore[no-untyped-call]
+    return turns
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Also as the libraries beside torch's own memory say it, which raise plain errors."""
+    import torch
+
+    signs = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
 
 
 def has_fast_bfloat16() -> bool:
@@ -129,15 +156,18 @@ class TorchTower:
         self._is_mixed = precision == BFLOAT16
         self._device = next(vision.parameters()).device
         self._on_cpu = self._device.type == "cpu"
-        self._turns = threading.BoundedSemaphore(cores() if self._on_cpu else _ON_THE_GPU)
+        self._normalising = preparation.normalising(self._device)
+        self._at_once = cores() if self._on_cpu else _ON_THE_GPU
+        self._turns = _turns(self._device, self._at_once)
+        self._gathering = threading.Lock()
         self._batch = CPU_BATCH
         if not self._on_cpu:
             self._batch = self._quickest_batch()
 
     @property
     def workers(self) -> int:
-        """One a core, on a GPU too: they prepare its pictures."""
-        return cores()
+        """One a core, on a GPU too: they prepare its pictures while some more wait for it."""
+        return cores() if self._on_cpu else cores() + _ON_THE_GPU
 
     @property
     def batch(self) -> int:
@@ -157,43 +187,82 @@ class TorchTower:
 
     def encode(self, pixels: "Tensor") -> NDArray[np.float32]:
         """uint8 (n, 3, side, side) → float32 (n, dimension); in parts where the GPU's memory is too small for all."""
+        try:
+            with self._turn() as stream:
+                return self._encode(pixels, stream)
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+        # Outside of the handler, whose traceback holds the memory that is to be freed. Perhaps it was only the other
+        # batch that was in the way.
+        with self._alone() as stream:
+            return self._encode_in_parts(pixels, stream)
+
+    def _encode_in_parts(self, pixels: "Tensor", stream: Any) -> NDArray[np.float32]:
         import torch
 
-        try:
-            return self._encode(pixels)
-        except torch.OutOfMemoryError:
-            if len(pixels) == 1:
-                raise
-        # Outside of the handler, whose traceback holds the memory that is to be freed.
         torch.cuda.empty_cache()
+        try:
+            return self._encode(pixels, stream)
+        except RuntimeError as error:
+            if not _is_out_of_memory(error) or len(pixels) == 1:
+                raise
         half = (len(pixels) + 1) // 2
         self._batch = max(1, min(self._batch, half))
-        return np.concatenate([self.encode(pixels[:half]), self.encode(pixels[half:])])
+        return np.concatenate([self._encode_in_parts(part, stream) for part in (pixels[:half], pixels[half:])])
 
-    def _encode(self, pixels: "Tensor") -> NDArray[np.float32]:
+    def _encode(self, pixels: "Tensor", stream: Any) -> NDArray[np.float32]:
         import torch
 
         mixed = torch.autocast(self._device.type, self._dtype, enabled=self._is_mixed, cache_enabled=False)
-        with torch.inference_mode(), self._turns, mixed:
+        with torch.inference_mode(), torch.cuda.stream(stream), mixed:
             there = pixels.to(self._device, non_blocking=True)
-            vectors = self._vision(self._preparation.normalised(there, self._input_dtype))
-            found: NDArray[np.float32] = vectors.float().cpu().numpy()
+            normalised = self._preparation.normalised(there, self._input_dtype, self._normalising)
+            vectors = self._vision(normalised).float()
+            if stream is not None:
+                # A thread that waits for this sleeps; one that fetches what is not there yet keeps a core busy.
+                done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+                done.record(stream)
+                done.synchronize()
+            found: NDArray[np.float32] = vectors.cpu().numpy()
         return found
+
+    @contextmanager
+    def _turn(self) -> Iterator[Any]:
+        """Be one of those who compute, in a stream of its own on a GPU."""
+        stream = self._turns.get()
+        try:
+            yield stream
+        finally:
+            self._turns.put(stream)
+
+    @contextmanager
+    def _alone(self) -> Iterator[Any]:
+        """Be the only one who computes."""
+        # Two who each had some of the turns would wait for each other.
+        with self._gathering:
+            streams = [self._turns.get() for _ in range(self._at_once)]
+        try:
+            yield streams[0]
+        finally:
+            for stream in streams:
+                self._turns.put(stream)
 
     def _quickest_batch(self) -> int:
         """The smallest batch that is about as quick as any, an image."""
-        import torch
-
         rates: dict[int, float] = {}
         for size in _GPU_BATCHES:
             try:
                 pixels = self._preparation.memory(size, pinned=self.pinned).zero_()
-                self._encode(pixels)
-                started = time.perf_counter()
-                for _ in range(3):
-                    self._encode(pixels)
-            except torch.OutOfMemoryError:
+                with self._turn() as stream:
+                    self._encode(pixels, stream)
+                    started = time.perf_counter()
+                    for _ in range(_TRIALS):
+                        self._encode(pixels, stream)
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
                 break
-            rates[size] = 3 * size / (time.perf_counter() - started)
+            rates[size] = _TRIALS * size / (time.perf_counter() - started)
         best = max(rates.values(), default=0.0)
         return next((size for size, rate in rates.items() if rate >= _ENOUGH * best), 1)

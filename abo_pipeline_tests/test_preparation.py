@@ -83,9 +83,9 @@ def test_an_array_is_prepared_as_its_picture_is_and_neither_is_changed(pictures)
     preparation = Preparation.of(processor())
     arrays = [np.array(picture) for picture in pictures]
 
-    prepared = preparation.batch(arrays)
+    prepared = preparation.batch(arrays, len(arrays))
 
-    assert prepared.equal(preparation.batch(pictures))
+    assert prepared.equal(preparation.batch(iter(pictures), len(pictures) + 5))
     # Not even where a picture of the right size is not scaled, and shares its memory with what was prepared.
     prepared.zero_()
     assert [array.tobytes() for array in arrays] == [picture.tobytes() for picture in pictures]
@@ -99,7 +99,7 @@ def test_normalised_pixels_are_those_of_the_models_processor(pictures):
         Image.fromarray(pixels_of(preparation, picture).astype(np.uint8).transpose(1, 2, 0)) for picture in pictures[:8]
     ]
 
-    ours = preparation.normalised(preparation.batch(squares), torch.float32)
+    ours = preparation.normalised(preparation.batch(squares, len(squares)), torch.float32)
 
     theirs = processor()(squares, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)

@@ -21,9 +21,11 @@ def pixels():
     return torch.from_numpy(np.random.default_rng(5).integers(0, 256, (37, 3, SIDE, SIDE), dtype=np.uint8))
 
 
-def small_memory(most: int):
-    """A linear vision whose memory ends at so many pictures."""
+def small_memory(most: int, error: RuntimeError | None = None):
+    """A linear vision whose memory ends at so many pictures, with this error."""
     import torch
+
+    raised = error or torch.OutOfMemoryError("CUDA out of memory")
 
     class Vision(torch.nn.Module):
         def __init__(self) -> None:
@@ -33,7 +35,7 @@ def small_memory(most: int):
 
         def forward(self, normalised: torch.Tensor) -> torch.Tensor:
             if len(normalised) > most:
-                raise torch.OutOfMemoryError("CUDA out of memory")
+                raise raised
             self.batches.append(len(normalised))
             return self.projection(normalised.flatten(1))
 
@@ -52,6 +54,36 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does_and_nothing_is_lost(p
     assert sum(vision.batches) == len(pixels)
     assert max(vision.batches) <= 10
     assert tower.batch <= 10
+
+
+def test_many_that_do_not_fit_at_once_are_all_computed_in_the_end(pixels):
+    """Each thread that runs out of memory waits until it is alone; two that gathered turns would wait for ever."""
+    tower = TorchTower(small_memory(10), PREPARATION, "float32")
+    expected = TorchTower(small_memory(1000), PREPARATION, "float32").encode(pixels)
+
+    with ThreadPoolExecutor(12, initializer=tower.enter_thread) as pool:
+        found = list(pool.map(lambda _: tower.encode(pixels), range(24), timeout=60))
+
+    assert all(np.allclose(each, expected, atol=1e-6) for each in found)
+    assert tower._turns.qsize() == tower._at_once
+
+
+@pytest.mark.parametrize("sign", ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED"])
+def test_memory_may_run_out_in_the_libraries_beside_torch(pixels, sign):
+    vision = small_memory(10, RuntimeError(sign))
+    expected = TorchTower(small_memory(1000), PREPARATION, "float32").encode(pixels)
+
+    found = TorchTower(vision, PREPARATION, "float32").encode(pixels)
+
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_any_other_error_is_raised_at_once(pixels):
+    vision = small_memory(10, RuntimeError("CUDA error: an illegal memory access was encountered"))
+
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        TorchTower(vision, PREPARATION, "float32").encode(pixels)
+    assert vision.batches == []
 
 
 def test_a_single_picture_that_does_not_fit_is_an_error(pixels):
@@ -78,7 +110,7 @@ def test_a_gpu_gets_the_smallest_batch_that_is_about_as_quick_as_any(monkeypatch
     tower = TorchTower(small_memory(1000), PREPARATION, "float32")
     clock = [0.0]
 
-    def encode(pixels) -> None:
+    def encode(pixels, _) -> None:
         if len(pixels) not in milliseconds:
             raise torch.OutOfMemoryError
         clock[0] += milliseconds[len(pixels)] * len(pixels)

@@ -188,7 +188,10 @@ def test_a_gpu_is_for_the_service_that_embeds():
         if "deploy" in service
     }
     assert devices == {"code": [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]}
-    assert services["code"]["build"] == {"context": ".", "args": {"TORCH_INDEX": "https://pypi.org/simple"}}
+    assert services["code"]["build"] == {
+        "context": ".",
+        "args": {"TORCH_INDEX": "https://pypi.org/simple", "EXTRAS": "celery,gpu"},
+    }
     assert services["code"]["command"] == compose.read(compose.BASE, variables=PASSWORD)["services"]["code"]["command"]
 
 
@@ -285,8 +288,10 @@ def test_the_image_runs_as_the_user_of_the_compose_file_who_owns_its_volumes():
 
 def test_the_image_has_the_python_and_the_extras_that_the_project_names():
     bases = {each.arguments[0] for each in dockerfile.instructions() if each.name == "FROM"}
-    installs = [each.words for each in dockerfile.instructions() if ".[celery]" in each.words]
+    installs = [each.words for each in dockerfile.instructions() if ".[${EXTRAS}]" in each.words]
+    defaults = [each.words for each in dockerfile.instructions() if each.name == "ARG"]
 
+    assert ("EXTRAS=celery",) in defaults
     assert bases == {"python:3.11-slim-bookworm"}
     (install,) = installs
     assert install[install.index("--constraint") + 1] == "constraints.txt"
