@@ -38,6 +38,10 @@ _COMMIT_ROWS = 1000
 is not committed is lost when the process is killed."""
 
 
+_SMALL_BATCH = 32
+"""Smaller ones are not made smaller still: that costs a GPU more than it saves."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """What is asked of one image.
@@ -162,6 +166,7 @@ def embed_partition(
     batch_size: int | None = None,
     retry_failures: bool = False,
     only_failures: bool = False,
+    get_ready: Callable[[], None] = lambda: None,
     progress: Progress = lambda _: None,
 ) -> Tally:
     """Bring the rows of one partition in line with the catalogue.
@@ -176,6 +181,7 @@ def embed_partition(
         batch_size: images of a forward pass; by default what the encoder is quickest with.
         retry_failures: try images again that failed before with the same bytes.
         only_failures: try those again and leave what is pending to another run.
+        get_ready: called before the first image, if there is any.
         progress: told after every batch.
 
     Raises:
@@ -199,6 +205,7 @@ def embed_partition(
     space.remove(departed["image_id"].to_list())
     progress(tally)
     if len(to_do):
+        get_ready()
         _embed(to_do, archive, encoder, space, limits, batch_size, tally, progress)
     return tally
 
@@ -256,10 +263,15 @@ def _embed(
 
 
 def _batches(images: pl.DataFrame, encoder: Encoder, batch_size: int | None) -> Iterator[list[dict[str, Any]]]:
-    """Rows in the archive's order; so many at a time as are best then, for a GPU may turn out to have less memory."""
+    """Rows in the archive's order; so many at a time as are best then, for a GPU may turn out to have less memory.
+
+    Large batches become smaller towards the end, so that all threads have something to do until then.
+    """
     start = 0
     while start < len(images):
         size = batch_size or encoder.batch
+        while batch_size is None and size > _SMALL_BATCH and size * encoder.workers > len(images) - start:
+            size = (size + 1) // 2
         yield images.slice(start, size).rows(named=True)
         start += size
 
@@ -298,29 +310,36 @@ def _embed_batch(
 ) -> _Batch:
     """One batch from bytes to vectors. A picture that fails costs itself only, and those that are the same."""
     batch = _Batch([], [], dict.fromkeys(STAGES, 0.0))
-    pictures: list[tuple[str, Pixels]] = []
+    decoded: list[str] = []
 
     def fail(digest: str, stage: str, error: BaseException, message: str) -> None:
         batch.failed += [_failed(row, stage, error, message) for row in images_with[digest]]
 
-    for row in rows:
-        stage = READ
-        try:
-            with _timed(batch.seconds, READ):
-                data = read_image(archive, row, limits)
-            stage = DECODE
-            with _timed(batch.seconds, DECODE):
-                pictures.append((row["digest"], decode_pixels(data, max_pixels=limits.max_pixels)))
-        except ImageError as error:
-            fail(row["digest"], stage, error.__cause__ or error, str(error))
-    if not pictures:
-        return batch
+    def pictures() -> Iterator[Pixels]:
+        for row in rows:
+            stage = READ
+            try:
+                with _timed(batch.seconds, READ):
+                    data = read_image(archive, row, limits)
+                stage = DECODE
+                with _timed(batch.seconds, DECODE):
+                    picture = decode_pixels(data, max_pixels=limits.max_pixels)
+            except ImageError as error:
+                fail(row["digest"], stage, error.__cause__ or error, str(error))
+            else:
+                decoded.append(row["digest"])
+                yield picture
+
+    # Each is prepared as soon as it is decoded: at full size they may be a hundred times as large.
     with _timed(batch.seconds, PREPARE):
-        prepared = encoder.prepare([picture for _, picture in pictures])
+        prepared = encoder.prepare(pictures(), len(rows))
+    batch.seconds[PREPARE] -= batch.seconds[READ] + batch.seconds[DECODE]
+    if not decoded:
+        return batch
     with _timed(batch.seconds, ENCODE):
         vectors = encoder.encode_prepared(prepared)
     without_direction = set(np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist())
-    for number, ((digest, _), vector) in enumerate(zip(pictures, vectors, strict=True)):
+    for number, (digest, vector) in enumerate(zip(decoded, vectors, strict=True)):
         if number not in without_direction:
             same = images_with[digest]
             batch.embedded += [Embedded(row["image_id"], row["sample_key"], digest, vector) for row in same]

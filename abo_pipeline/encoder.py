@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,8 @@ from PIL import Image
 from abo_pipeline import openvino_tower
 from abo_pipeline.decoding import DECODING, Pixels
 from abo_pipeline.errors import ModelError
-from abo_pipeline.openvino_tower import OpenVinoTower, is_prepared
+from abo_pipeline.machine import cores
+from abo_pipeline.openvino_tower import CALIBRATION_IMAGES, OpenVinoTower, digest_of, is_prepared
 from abo_pipeline.preparation import PREPARATION, Preparation
 from abo_pipeline.settings import Settings
 from abo_pipeline.towers import (
@@ -82,6 +84,7 @@ class Encoder(ABC):
         dimension: length of the vectors.
         device: where it computes, such as ``cpu`` or ``cuda:0``.
         precision: of its vectors of pictures.
+        made: which of the models that were made for it, in 16 hex digits; empty if none has to be, or is yet.
         workers: threads that should embed pictures at once, each its own.
         batch: pictures that each should embed at once.
     """
@@ -91,6 +94,7 @@ class Encoder(ABC):
     dimension: int
     device: str
     precision: str = FLOAT32
+    made: str = ""
     workers: int = 1
     batch: int = 64
 
@@ -106,11 +110,16 @@ class Encoder(ABC):
     def truncates(self, text: str) -> bool:
         """Whether the text is longer than the model reads (77 tokens for CLIP), so that its end is ignored."""
 
-    def prepare(self, images: Sequence[Image.Image | Pixels]) -> Any:
+    def prepare(self, images: Iterable[Image.Image | Pixels], most: int) -> Any:
         """RGB pictures → what ``encode_prepared`` takes: the part of the work that is not the model's.
 
         That is the pictures themselves, unless an encoder has work to do with them.
+
+        Args:
+            images: to be taken one after another, for each may be large.
+            most: that there may be.
         """
+        del most
         return [image if isinstance(image, Image.Image) else Image.fromarray(image) for image in images]
 
     def encode_prepared(self, prepared: Any) -> Vectors:
@@ -121,12 +130,20 @@ class Encoder(ABC):
         """To be called once by each thread that embeds pictures beside others."""
 
     def make_ready(self, pictures: Callable[[], Iterable[Image.Image]], say: Say) -> None:  # noqa: B027 - likewise
-        """Do what has to be done once before it can embed pictures.
+        """Do what has to be done before it can embed pictures; again, it does nothing.
 
         Args:
             pictures: gives some that it will be asked for.
             say: told what is done, if it takes long.
+
+        Raises:
+            ModelError: it cannot be done; or what is there, or was made, is not what ``made`` says.
         """
+
+    def made_as(self, made: str) -> "Encoder":
+        """The same encoder, held to a model that was made for it: its vectors depend on that, as on the fingerprint."""
+        del made
+        return self
 
     def variants(self) -> Sequence["Encoder"]:
         """Every encoder of this model whose spaces this one may be used for."""
@@ -157,6 +174,7 @@ class ClipEncoder(Encoder):
         precision: of the pictures' vectors: auto, float32, bfloat16, float16 or int8.
         preparation: ``FAST`` or ``MODELS_OWN``.
         folder: for what has to be made once; needed for int8.
+        made: the ``made`` of the only model for int8 that will do, if there is one.
 
     Raises:
         ModelError: from every member that needs the model: it cannot be found or loaded, or does not embed both
@@ -170,13 +188,16 @@ class ClipEncoder(Encoder):
         precision: str = AUTO,
         preparation: str = FAST,
         folder: Path | None = None,
+        made: str = "",
     ) -> None:
         self.model = model
+        self.made = made
         self.precision = FLOAT32 if precision == AUTO else precision
         self._is_auto = precision == AUTO
         self._preparation = preparation
         self._device = device
         self._folder = folder
+        self._int8_folder: Path | None = None
         self._source = _Source(model)
 
     @cached_property
@@ -194,8 +215,8 @@ class ClipEncoder(Encoder):
 
     @property
     def device(self) -> str:  # type: ignore[override]
-        """Where it computes."""
-        return str(self._loaded.device)
+        """Where it computes pictures' vectors."""
+        return "cpu" if self.precision == INT8 else str(self._loaded.device)
 
     @property
     def workers(self) -> int:  # type: ignore[override]
@@ -213,31 +234,72 @@ class ClipEncoder(Encoder):
         return self._like(FLOAT32, MODELS_OWN)
 
     def enter_thread(self) -> None:
-        """Have this thread compute alone, on one core."""
+        """Have this thread compute alone, on one core; or with all of them, where it is the only one."""
         if self._tower:
             self._tower.enter_thread()
+        else:
+            import torch
+
+            # Threads are used again, and this one may have belonged to a tower.
+            torch.set_num_threads(cores())
 
     def make_ready(self, pictures: Callable[[], Iterable[Image.Image]], say: Say) -> None:
-        """Make the model for int8, unless that was done before on this machine."""
-        if self.precision != INT8 or self._clip is None:
+        """Have a model for int8: the one that is asked for, or the one that these pictures make.
+
+        What a model is like depends on the pictures that it is made with. So there may be several, and vectors of
+        different ones are not to be mixed.
+        """
+        if self.precision != INT8 or self._int8_folder:
             return
-        vision, preparation = self._clip
-        if not is_prepared(self._made_once, preparation):
-            say(f"making the {INT8} model in {self._made_once}, once on this machine; it takes a minute or more")
-            OpenVinoTower.prepared(
-                self._made_once, vision, preparation, lambda: (preparation.batch([each]) for each in pictures())
-            )
+        self._int8_folder = self._made_before() or self._make(pictures, say)
+        self.made = digest_of(self._int8_folder) or ""
+
+    def made_as(self, made: str) -> "ClipEncoder":
+        """The same encoder, held to a model that was made for it."""
+        return self if made == self.made else self._like(self.precision, self._preparation, made)
+
+    def _made_before(self) -> Path | None:
+        """Where the model is that is asked for, if one is and it is here."""
+        folders = sorted(self._made_once.glob("*")) if self.made else []
+        return next((folder for folder in folders if digest_of(folder) == self.made), None)
+
+    def _make(self, pictures: Callable[[], Iterable[Image.Image]], say: Say) -> Path:
+        """Make the model of these pictures, unless that was done before, and see that it is the one asked for."""
+        openvino_tower.require()
+        on_cpu = self._device if self._loaded.device.type == "cpu" else "cpu"
+        clip = _clip_of(self.model, on_cpu)
+        if clip is None:
+            raise self._has_no_tower()
+        vision, preparation = clip
+        calibration = preparation.batch(islice(pictures(), CALIBRATION_IMAGES), CALIBRATION_IMAGES)
+        if self.made and not len(calibration):
+            raise self._is_elsewhere("")
+        folder = self._made_once / blake2b(calibration.numpy().tobytes(), digest_size=8).hexdigest()
+        if not is_prepared(folder, preparation):
+            say(f"making the {INT8} model in {folder}, once on this machine; it takes a minute or more")
+            OpenVinoTower.prepared(folder, vision, preparation, lambda: iter([calibration]))
+        if self.made and digest_of(folder) != self.made:
+            another = f", and what the catalogue's images make here is another one, {digest_of(folder)}"
+            raise self._is_elsewhere(f"{another}: their vectors cannot be mixed")
+        return folder
+
+    def _is_elsewhere(self, besides: str) -> ModelError:
+        return ModelError(
+            f"The vectors were made by the {INT8} model {self.made}, which is not in {self._made_once}{besides}. Copy "
+            "that folder from the state folder of the machine that made them, or embed into another space with "
+            "--space (ABO_SPACE)."
+        )
 
     def encode_images(self, images: Sequence[Image.Image]) -> Vectors:
         """RGB pictures → unit vectors."""
-        return self.encode_prepared(self.prepare(images)) if images else _none(self.dimension)
+        return self.encode_prepared(self.prepare(images, len(images))) if images else _none(self.dimension)
 
-    def prepare(self, images: Sequence[Image.Image | Pixels]) -> Any:
+    def prepare(self, images: Iterable[Image.Image | Pixels], most: int) -> Any:
         """RGB pictures → pixels, or the pictures themselves where the model's own processor is to see them."""
         if self._tower is None or self._clip is None:
-            return super().prepare(images)
+            return super().prepare(images, most)
         _, preparation = self._clip
-        return preparation.batch(images, pinned=self._tower.pinned)
+        return preparation.batch(images, most, pinned=self._tower.pinned)
 
     def encode_prepared(self, prepared: Any) -> Vectors:
         """What ``prepare`` gave → unit vectors."""
@@ -263,8 +325,8 @@ class ClipEncoder(Encoder):
         return len(tokens) > limit
 
     def variants(self) -> Sequence["ClipEncoder"]:
-        """Of ``auto`` every way to the model's vectors, itself first; of a precision that was asked for, itself."""
-        if not self._is_auto:
+        """Every way to the model's vectors, itself first; where precision or preparation were asked for, itself."""
+        if not self._is_auto or self._preparation == MODELS_OWN:
             return (self,)
         ways = [(precision, FAST) for precision in (FLOAT32, BFLOAT16, FLOAT16, INT8)]
         found = [self._like(*way) for way in (*ways, (FLOAT32, MODELS_OWN))]
@@ -289,9 +351,9 @@ class ClipEncoder(Encoder):
         found.append((FLOAT32, "nothing quicker will do here"))
         return [Candidate(self._like(precision, FAST), why) for precision, why in found]
 
-    def _like(self, precision: str, preparation: str) -> "ClipEncoder":
+    def _like(self, precision: str, preparation: str, made: str = "") -> "ClipEncoder":
         """The same model, in another way."""
-        other = ClipEncoder(self.model, self._device, precision, preparation, self._folder)
+        other = ClipEncoder(self.model, self._device, precision, preparation, self._folder, made)
         # Reading all of a model's files takes a second; once will do.
         other._source = self._source
         return other
@@ -310,13 +372,21 @@ class ClipEncoder(Encoder):
         if self._preparation == MODELS_OWN or self._clip is None:
             if self.precision == FLOAT32:
                 return None
+            raise self._has_no_tower()
+        if self.precision != INT8:
+            return _torch_tower(self.model, self._device, self.precision)
+        if self._int8_folder is None:
             raise ModelError(
-                f"{self.model} cannot be computed in {self.precision}: sentence-transformers computes it, because it "
-                f"is no CLIP of the usual preparation, or ABO_PREPARATION is {MODELS_OWN}. Unset ABO_PRECISION."
+                f"The {INT8} model of {self.model} has not been made for this encoder; make_ready does that. "
+                "Embedding pictures calls it."
             )
-        if self.precision == INT8:
-            return _int8_tower(self.model, self._device, self._made_once)
-        return _torch_tower(self.model, self._device, self.precision)
+        return _int8_tower(self._int8_folder)
+
+    def _has_no_tower(self) -> ModelError:
+        return ModelError(
+            f"{self.model} cannot be computed in {self.precision}: sentence-transformers computes it, because it "
+            f"is no CLIP of the usual preparation, or ABO_PREPARATION is {MODELS_OWN}. Unset ABO_PRECISION."
+        )
 
     @property
     def _made_once(self) -> Path:
@@ -357,7 +427,8 @@ def _clip_of(model: str, device: str) -> "tuple[Any, Preparation] | None":
     inner, processor = getattr(modules[0], "model", None), getattr(modules[0], "processor", None)
     preparation = Preparation.of(getattr(processor, "image_processor", None))
     # What comes after the projection and only changes lengths does not change a unit vector.
-    if not isinstance(inner, CLIPModel) or preparation is None or len(modules) > 1:
+    only_lengths = all(type(module).__name__ == "Normalize" for module in modules[1:])
+    if not isinstance(inner, CLIPModel) or preparation is None or not only_lengths:
         return None
     return vision_of(inner), preparation
 
@@ -369,10 +440,9 @@ def _torch_tower(model: str, device: str, precision: str) -> "Tower | None":
     return clip and TorchTower(*clip, precision)
 
 
-@lru_cache(maxsize=1)
-def _int8_tower(model: str, device: str, folder: Path) -> "Tower | None":
-    clip = _clip_of(model, device)
-    return clip and OpenVinoTower.prepared(folder, *clip)
+@lru_cache(maxsize=2)
+def _int8_tower(folder: Path) -> "Tower":
+    return OpenVinoTower.load(folder)
 
 
 def where_is(model: str) -> str:

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from hashlib import blake2b
 from importlib.metadata import version
 from itertools import chain, islice
 from pathlib import Path
@@ -56,9 +57,19 @@ class OpenVinoTower:
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     @classmethod
-    def prepared(
-        cls, folder: Path, vision: Any, preparation: Preparation, calibration: Calibration | None = None
-    ) -> Self:
+    def load(cls, folder: Path) -> Self:
+        """The tower that was made in a folder.
+
+        Raises:
+            ModelError: OpenVINO is not installed, or cannot load the tower; or there is none.
+        """
+        _openvino()
+        if digest_of(folder) is None:
+            raise ModelError(f"There is no {INT8} model in {folder}, or not all of it. Run again to have it made anew.")
+        return cls(_compiled(folder))
+
+    @classmethod
+    def prepared(cls, folder: Path, vision: Any, preparation: Preparation, calibration: Calibration) -> Self:
         """The tower from its folder; it is made there first where it is not yet.
 
         Several processes may do so at once: the first one makes it, the others wait and load it.
@@ -68,23 +79,18 @@ class OpenVinoTower:
             vision: what ``towers.vision_of`` gives, on the CPU and in single precision. Unused where the tower is
                 there.
             preparation: of its pictures.
-            calibration: pictures to make the tower with; None if it must be there.
+            calibration: pictures to make the tower with.
 
         Raises:
-            ModelError: OpenVINO is not installed, or cannot make or load the tower; or it is not there and there are
-                no pictures to make it with.
+            ModelError: OpenVINO is not installed, or cannot make or load the tower; or there are no pictures to make
+                it with.
         """
         _openvino()
         if not is_prepared(folder, preparation):
-            if calibration is None:
-                raise ModelError(
-                    f"There is no {INT8} model in {folder}, and there are no pictures to make it with. "
-                    "Embed pictures first, which makes it, or choose another precision."
-                )
             with _turn(folder):
                 if not is_prepared(folder, preparation):
                     _make(folder, vision, preparation, calibration)
-        return cls(_compiled(folder))
+        return cls.load(folder)
 
     @property
     def workers(self) -> int:
@@ -123,6 +129,16 @@ class OpenVinoTower:
         return vectors
 
 
+def require() -> None:
+    """See that a tower could be computed and made here.
+
+    Raises:
+        ModelError: OpenVINO, or what makes models for it, is not installed.
+    """
+    _openvino()
+    _nncf()
+
+
 def is_available() -> bool:
     """Whether OpenVINO is installed, and what makes models for it; neither is imported."""
     return all(importlib.util.find_spec(package) is not None for package in ("openvino", "nncf"))
@@ -130,11 +146,23 @@ def is_available() -> bool:
 
 def is_prepared(folder: Path, preparation: Preparation) -> bool:
     """Whether the folder holds a whole tower, for pictures that are prepared so."""
+    record = _record(folder)
+    return record is not None and bool(record["preparation"] == _plain(preparation))
+
+
+def digest_of(folder: Path) -> str | None:
+    """Which tower the folder holds, as 16 hex digits: what was measured on the pictures is part of it. None if none."""
+    record = _record(folder)
+    return str(record["digest"]) if record else None
+
+
+def _record(folder: Path) -> dict[str, Any] | None:
+    """What was noted of a tower; None where there is no whole one."""
     try:
-        record = json.loads((folder / _RECORD).read_text())
-        return bool(record["preparation"] == _plain(preparation) and record["sizes"] == _sizes(folder))
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+        record: dict[str, Any] = json.loads((folder / _RECORD).read_text())
+        return record if record["sizes"] == _sizes(folder) and {"digest", "preparation"} <= record.keys() else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 @contextmanager
@@ -170,6 +198,8 @@ def _make(folder: Path, vision: Any, preparation: Preparation, calibration: Cali
             "made with": {package: version(package) for package in ("openvino", "nncf", "torch", "transformers")},
             "pictures": len(pictures),
             "preparation": _plain(preparation),
+            # Of all numbers in it. What else is in a model are names, which are others each time.
+            "digest": blake2b((part / _WEIGHTS).read_bytes(), digest_size=8).hexdigest(),
             "sizes": _sizes(part),
         }
         (part / _RECORD).write_text(json.dumps(record, indent=2) + "\n")

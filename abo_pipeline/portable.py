@@ -142,6 +142,7 @@ def export_space(
             "space": space.name,
             "dimension": str(space.dimension),
             "fingerprint": space.fingerprint,
+            "made": _made(Store(space.engine), space),
             "precision": precision,
             "catalogue": catalogue,
             "count": str(count),
@@ -274,11 +275,14 @@ def import_space(
     if check < 1:
         raise PortableError(f"{check} images are to be checked; at least 1 has to be.")
     export = _Export.open(path)
-    matching = _require_same_model(export, encoder)
+    matching = _require_same_model(export, encoder).made_as(export.made)
     there = store.find_space(settings.space_name)
     if there:
         # As long as that is open, the space will be of the export's encoder.
         there.require_encoder(matching if store.is_settled(there) else encoder)
+        _require_same_made(export, store, there)
+    # A model that was made for it has to be there: one that would be made here may be another.
+    matching.make_ready(lambda: (), lambda _: None)
     common, content = _common(export, store, progress)
     if not len(common):
         raise PortableError(
@@ -292,8 +296,10 @@ def import_space(
     if content != export.content:
         raise PortableError(f"{path} is damaged: its vectors are not those that were exported. {_REMEDY}")
     store.open_space(settings.space_name, encoder)
-    space = store.settle_space(settings.space_name, matching, asdict(Fidelity(matching.precision, "it was imported")))
+    fidelity = Fidelity(matching.precision, "it was imported", made=export.made)
+    space = store.settle_space(settings.space_name, matching, asdict(fidelity))
     space.require_encoder(matching)
+    _require_same_made(export, store, space)
     adopted = Adopted()
     for start, images in export.blocks():
         adopted += space.adopt(images)
@@ -308,7 +314,7 @@ class _Export:
     Attributes:
         path: where it is.
         rows: how many vectors it has.
-        model, fingerprint: what they were made with.
+        model, fingerprint, made: what they were made with.
         content: the digest of all its vectors, as they were exported.
     """
 
@@ -317,6 +323,7 @@ class _Export:
         self.rows = rows
         self.model = description["model"]
         self.fingerprint = description["fingerprint"]
+        self.made = description.get("made", "")
         self.content = description["content"]
         self._stamp = stamp
 
@@ -451,6 +458,20 @@ def _require_same_model(export: _Export, encoder: Encoder) -> Encoder:
             "abo_pipeline."
         )
     return matching
+
+
+def _require_same_made(export: _Export, store: Store, space: EmbeddingSpace) -> None:
+    if store.is_settled(space) and (there := _made(store, space)) != export.made:
+        raise PortableError(
+            f"{export.path} holds vectors that were computed by the model {export.made!r}, which was made for that, "
+            f"and space {space.name} has those of {there!r}: they cannot be mixed. Import into another space with "
+            "--space (ABO_SPACE)."
+        )
+
+
+def _made(store: Store, space: EmbeddingSpace) -> str:
+    """Which of the models that were made for its encoder made a space's vectors; empty where none has to be."""
+    return str((store.fidelity(space.name) or {}).get("made", ""))
 
 
 def _common(export: _Export, store: Store, progress: Callable[[str, int, int], None]) -> tuple[NDArray[np.int64], str]:

@@ -43,7 +43,7 @@ class Bench:
         *,
         batch_size: int = 10,
         limits: Limits | None = None,
-        retry_failures: bool = False,
+        **what: Any,
     ) -> Tally:
         limits = limits or Limits(max_file_bytes=100_000, max_pixels=1_000_000)
         with Archive.open(write_images(self.folder / "images.tar", files)) as archive:
@@ -57,7 +57,7 @@ class Bench:
                 self.space,
                 limits=limits,
                 batch_size=batch_size,
-                retry_failures=retry_failures,
+                **what,
             )
 
     @property
@@ -467,6 +467,61 @@ def test_no_image_is_lost_or_doubled_when_a_stage_breaks_at_random(bench, monkey
     assert (account.kept, account.embedded, account.failed, account.settled) == (121, 120, 1, True)
     expected = zip(sorted(files), bench.expected(files), strict=True)
     assert bench.vectors() == {Path(name).stem: vector for name, vector in expected if vector}
+
+
+def test_pictures_are_prepared_one_by_one_as_they_are_decoded(bench, monkeypatch):
+    """At full size, a batch of an archive of large pictures would not fit into memory."""
+    decoded: list[int] = []
+    waiting: list[int] = []
+
+    class OneByOne(ColourEncoder):
+        def prepare(self, images, most):
+            assert most == 10
+            prepared = []
+            for image in images:
+                waiting.append(len(decoded) - sum(map(len, bench.encoder.prepared)) - len(prepared))
+                prepared.append(image)
+            self.prepared.append(prepared)
+            return super().prepare(prepared, most)
+
+    bench.encoder = OneByOne()
+    bench.encoder.prepared = []
+    decode_one = embedding.decode_pixels
+    monkeypatch.setattr(embedding, "decode_pixels", lambda *a, **b: decoded.append(1) or decode_one(*a, **b))
+
+    tally = bench.run(dict(list(FILES.items())[:20]))
+
+    assert (tally.embedded, waiting) == (20, [1] * 20)
+    assert tally.seconds["prepare"] > 0
+
+
+def test_what_is_needed_to_embed_is_got_ready_only_if_there_is_something_to_embed(bench):
+    asked: list[str] = []
+
+    bench.run(FILES, get_ready=lambda: asked.append("first run"))
+    bench.run(FILES, get_ready=lambda: asked.append("second run"))
+
+    assert asked == ["first run"]
+
+
+@pytest.mark.parametrize(
+    ("images", "batch", "workers", "sizes"),
+    [
+        (40, 16, 2, [16, 16, 8]),
+        (1000, 256, 1, [256, 256, 256, 128, 64, 32, 8]),
+        (600, 256, 4, [128, 64, 64, 64, 64, 32, 32, 32, 32, 32, 32, 24]),
+    ],
+)
+def test_large_batches_become_smaller_towards_the_end(images, batch, workers, sizes):
+    encoder = ColourEncoder()
+    encoder.batch, encoder.workers = batch, workers
+    rows = pl.DataFrame({"image_id": [str(number) for number in range(images)]})
+
+    found = list(embedding._batches(rows, encoder, None))
+
+    assert [len(part) for part in found] == sizes
+    assert [row["image_id"] for part in found for row in part] == rows["image_id"].to_list()
+    assert {len(part) for part in embedding._batches(rows, encoder, 20)} == {20}
 
 
 def test_a_database_that_goes_away_ends_the_run_with_its_own_error(bench, monkeypatch):

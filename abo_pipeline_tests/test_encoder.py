@@ -25,6 +25,7 @@ from abo_pipeline import encoder as module
 from abo_pipeline.decoding import DECODING
 from abo_pipeline.encoder import SMALL_MODEL, ClipEncoder, encoder_from, where_is
 from abo_pipeline.errors import ModelError
+from abo_pipeline.machine import cores
 from abo_pipeline.preparation import PREPARATION, Preparation
 from abo_pipeline.settings import PROJECT_ROOT, Settings
 from abo_pipeline.towers import TorchTower
@@ -238,11 +239,24 @@ def test_pictures_are_prepared_in_pinned_memory_where_the_tower_fetches_from_tha
     assert cosines(vectors, tiny.reference.encode_images(PICTURES)).min() >= 0.999999
 
 
+def test_a_thread_of_an_encoder_without_a_tower_has_all_cores_whoever_had_it_before(tiny):
+    import torch
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(tiny.enter_thread).result()
+        alone = pool.submit(torch.get_num_threads).result()
+        pool.submit(tiny.reference.enter_thread).result()
+        together = pool.submit(torch.get_num_threads).result()
+
+    assert (alone, together) == (1, cores())
+
+
 def test_a_picture_may_come_as_an_array_whatever_prepares_it(tiny):
     arrays = [np.asarray(picture) for picture in PICTURES]
 
     for encoder in (tiny, tiny.reference, ColourEncoder()):
-        assert np.array_equal(encoder.encode_prepared(encoder.prepare(arrays)), encoder.encode_images(PICTURES))
+        prepared = encoder.prepare(arrays, len(arrays))
+        assert np.array_equal(encoder.encode_prepared(prepared), encoder.encode_images(PICTURES))
 
 
 def test_texts_are_embedded_alike_in_every_precision(tiny):

@@ -1,8 +1,8 @@
 """Which encoder a space takes: real archives and a real database, models that are as rough as they are told to be, and
 a CLIP with outliers."""
 
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +75,6 @@ def test_a_sample_is_the_first_images_by_key_without_those_that_are_broken(archi
 
     assert [np.asarray(one).tolist() for one in first] == [np.asarray(one).tolist() for one in every[:5]]
     assert len(every) == IMAGES
-    assert len(Sample(catalogue, archive, LIMITS)) == IMAGES + 1
 
 
 # --- Comparing ---
@@ -96,6 +95,8 @@ def test_an_encoder_that_gives_the_same_vectors_is_perfectly_true(pictures):
         mean_cosine=pytest.approx(1),
         min_cosine=pytest.approx(1),
         overlap=1.0,
+        without_direction=0,
+        made="",
     )
     assert same.is_true
     assert str(same) == (
@@ -138,6 +139,30 @@ def test_a_vector_without_direction_is_as_wrong_as_can_be(pictures):
     assert (found.min_cosine, found.is_true) == (0, False)
 
 
+def test_one_vector_that_is_lost_is_too_many_whatever_the_others_are(pictures):
+    some = [Image.new("RGB", (7, 7), "red"), *pictures]
+    reference = embed(ColourEncoder(), some)
+
+    found = compare(RoughEncoder(precision="int8", aimless=frozenset({(7, 7)})), reference, some)
+
+    assert (found.images, found.without_direction, found.is_true) == (201, 1, False)
+    assert found.overlap >= 0.97
+    assert str(found) == "int8: 1 of 201 images get no direction"
+
+
+@pytest.mark.parametrize(("images", "compared"), [(20, False), (21, True)])
+def test_of_few_images_nobody_says_that_neighbours_are_the_same(pictures, images, compared):
+    reference = embed(ColourEncoder(), pictures[:images])
+
+    found = compare(way("int8", wrong=0.5), reference, pictures[:images], "it was asked for")
+
+    assert (found.images, found.overlap is not None) == (images, compared)
+    if not compared:
+        assert str(found) == (
+            "int8, not compared: it was asked for; 20 images are too few to compare it with the reference"
+        )
+
+
 # --- Choosing ---
 
 
@@ -157,6 +182,8 @@ def test_a_new_space_takes_the_most_wanted_that_is_true_and_keeps_what_was_measu
         mean_cosine=pytest.approx(1),
         min_cosine=pytest.approx(1),
         overlap=1.0,
+        without_direction=0,
+        made="",
     )
     refused = settle.said.pop(2)
     assert refused.startswith("int8: ")
@@ -202,7 +229,7 @@ def test_few_images_judge_no_other_precision(settle, archive, catalogue, store):
 
     assert taken.precision == "float32"
     assert quick.embedded == 0
-    assert store.fidelity("colours")["why"] == "it takes 500 images to judge another, and there are 499"
+    assert store.fidelity("colours")["why"] == "it takes 500 images to judge another, and there are 498"
 
 
 def test_few_images_are_enough_to_judge_what_was_asked_for_by_name(settle, archive, catalogue, store):
@@ -212,6 +239,29 @@ def test_few_images_are_enough_to_judge_what_was_asked_for_by_name(settle, archi
 
     assert taken.precision == "bfloat16"
     assert store.fidelity("colours")["images"] == len(list(settle.sample.pictures(40))) == 39
+
+
+def test_images_that_cannot_be_decoded_judge_nothing(settle, archive, catalogue, store):
+    """As if each were over the limit of pixels: the run is to record that, and not to end here."""
+    settle.sample = Sample(catalogue, archive, Limits(10**7, 1))
+
+    _, taken = settle(ChoosyEncoder(ways=(way("bfloat16"),)))
+    _, asked_for = settle(ChoosyEncoder(ways=(way("float16"),), asked_for=True), "other")
+
+    assert (taken.precision, asked_for.precision) == ("float32", "float16")
+    assert store.fidelity("colours")["why"] == "it takes 500 images to judge another, and there are 0"
+    assert store.fidelity("other")["overlap"] is None
+
+
+def test_a_candidate_that_the_machine_has_no_memory_for_is_left_out(settle):
+    class Hungry(RoughEncoder):
+        def encode_images(self, images):
+            raise RuntimeError(f"out of memory, for {len(images)} images")
+
+    _, taken = settle(ChoosyEncoder(ways=(Hungry(precision="int8"), way("bfloat16"))))
+
+    assert taken.precision == "bfloat16"
+    assert settle.said[2] == "int8 is left out: out of memory, for 64 images"
 
 
 def test_a_candidate_that_cannot_be_made_is_left_out(settle):
@@ -241,6 +291,38 @@ def test_what_was_chosen_is_chosen_for_good(settle, archive, catalogue):
     assert (again[0].fingerprint, again[1]) == (quick.fingerprint, quick)
     assert settle.said == []
     assert quick.embedded == before
+
+
+def test_as_long_as_nothing_is_settled_another_way_may_be_asked_for(settle, store):
+    """A run that was interrupted, or asked for something that cannot be, has made the space by then."""
+    store.open_space("colours", way("float16"))
+
+    space, taken = settle(ChoosyEncoder(ways=(way("bfloat16"),), asked_for=True))
+
+    assert (taken.precision, space.fingerprint) == ("bfloat16", taken.fingerprint)
+    with pytest.raises(StoreError, match="Space colours holds vectors of mean-colour"):
+        store.open_space("colours", way("float16"))
+
+
+def test_what_was_made_for_the_space_is_asked_for_again(settle, store):
+    @dataclass
+    class Made(RoughEncoder):
+        asked: str = ""
+
+        def make_ready(self, pictures, say):
+            del pictures, say
+            self.made = "00000000000000a1"
+
+        def made_as(self, made):
+            self.asked = made
+            return self
+
+    model = ChoosyEncoder(ways=(Made(precision="int8", fingerprint="int8000000000000"),))
+
+    _, taken = settle(model)
+
+    assert store.fidelity("colours")["made"] == "00000000000000a1"
+    assert taken.asked == "00000000000000a1"
 
 
 def test_a_space_that_has_vectors_from_before_stays_as_it_is(settle, store, archive, catalogue):
@@ -293,6 +375,50 @@ def overlap_in_int8(folder: Path, pictures: list[Image.Image], *, outliers: bool
     quick = ClipEncoder(str(model), "cpu", "int8", folder=folder / "made once")
     quick.make_ready(lambda: pictures[:100], print)
     return compare(quick, embed(quick.reference, pictures), pictures).overlap
+
+
+def test_vectors_of_int8_models_that_were_made_of_other_pictures_are_not_mixed(tmp_path, pictures):
+    """What a model becomes in few digits depends on the pictures that it was made with; its fingerprint does not."""
+    model = make_clip(
+        tmp_path / "clip",
+        vision={**SHAPE, "num_hidden_layers": 2, "image_size": 32, "patch_size": 8},
+        text={**SHAPE, "num_hidden_layers": 1},
+        dimension=64,
+    )
+    said: list[str] = []
+
+    def int8(folder: str, made: str = "", of: Sequence[Image.Image] = ()) -> ClipEncoder:
+        encoder = ClipEncoder(str(model), "cpu", "int8", folder=tmp_path / folder).made_as(made)
+        encoder.make_ready(lambda: of, said.append)
+        return encoder
+
+    first, second = int8("here", of=pictures[:40]), int8("here", of=pictures[40:60])
+    there = int8("there", of=pictures[:40])
+
+    assert first.fingerprint == second.fingerprint
+    assert first.made == there.made != second.made
+    assert len(said) == 3
+    # The one that was asked for is found, and needs no pictures.
+    again = int8("here", first.made)
+    assert np.array_equal(again.encode_images(pictures[:5]), first.encode_images(pictures[:5]))
+    assert again.device == "cpu"
+    # Or made of the same pictures.
+    assert int8("elsewhere", first.made, pictures[:40]).made == first.made
+    # Else it has to be copied.
+    with pytest.raises(ModelError) as caught:
+        int8("nowhere", first.made, pictures[40:60])
+    root = tmp_path / "nowhere" / first.fingerprint
+    remedy = "Copy that folder from the state folder of the machine that made them, or embed into another space with "
+    assert str(caught.value) == (
+        f"The vectors were made by the int8 model {first.made}, which is not in {root}, and what the catalogue's "
+        f"images make here is another one, {second.made}: their vectors cannot be mixed. {remedy}--space (ABO_SPACE)."
+    )
+    with pytest.raises(ModelError) as caught:
+        int8("empty", first.made)
+    assert str(caught.value) == (
+        f"The vectors were made by the int8 model {first.made}, which is not in "
+        f"{tmp_path / 'empty' / first.fingerprint}. {remedy}--space (ABO_SPACE)."
+    )
 
 
 def test_int8_loses_the_neighbours_of_a_model_with_outliers_and_the_gate_notices(tmp_path, sample):

@@ -3,11 +3,13 @@
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ import pytest
 
 from abo_pipeline import openvino_tower as module
 from abo_pipeline.errors import ModelError
-from abo_pipeline.openvino_tower import CALIBRATION_IMAGES, OpenVinoTower, is_available, is_prepared
+from abo_pipeline.openvino_tower import CALIBRATION_IMAGES, OpenVinoTower, digest_of, is_available, is_prepared
 from abo_pipeline.preparation import Preparation
 from abo_pipeline.settings import PROJECT_ROOT
 from abo_pipeline.towers import TorchTower, cores, vision_of
@@ -84,7 +86,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, vision: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def tower(folder: Path) -> OpenVinoTower:
-    return OpenVinoTower.prepared(folder, None, PREPARATION)
+    return OpenVinoTower.load(folder)
 
 
 @pytest.fixture
@@ -192,6 +194,7 @@ def test_it_is_written_down_what_made_the_tower(folder):
         "made with": {name: version(name) for name in ("openvino", "nncf", "torch", "transformers")},
         "pictures": CALIBRATION_IMAGES,
         "preparation": {"side": SIDE, "shortest_edge": SIDE, "mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28]},
+        "digest": blake2b((folder / "model.bin").read_bytes(), digest_size=8).hexdigest(),
         "sizes": {name: (folder / name).stat().st_size for name in ("model.xml", "model.bin")},
     }
 
@@ -255,6 +258,18 @@ def test_a_tower_for_pictures_that_are_prepared_otherwise_is_another_one(copy, v
     assert cosines(changed, TorchTower(vision, other, "float32").encode(pictures(64, seed=99))).min() > 0.99
 
 
+def test_towers_of_other_pictures_are_told_apart_and_those_of_the_same_are_not(vision, tmp_path):
+    def made_of(name: str, images: int) -> str | None:
+        OpenVinoTower.prepared(tmp_path / name, vision, PREPARATION, Calibration(images))
+        return digest_of(tmp_path / name)
+
+    digests = [made_of("one", 20), made_of("again", 20), made_of("other", 10)]
+
+    assert digests[0] == digests[1] != digests[2]
+    assert re.fullmatch("[0-9a-f]{16}", digests[0])
+    assert digest_of(tmp_path / "nowhere") is None
+
+
 def test_making_a_tower_says_nothing_and_leaves_logging_as_it_was(
     vision, tmp_path, capfd, caplog, recwarn, monkeypatch
 ):
@@ -276,12 +291,11 @@ def test_making_a_tower_says_nothing_and_leaves_logging_as_it_was(
 # --- What is refused ---
 
 
-def test_a_tower_that_is_not_there_cannot_be_made_without_pictures(vision, tmp_path):
+def test_a_tower_that_is_not_there_cannot_be_loaded(tmp_path):
     folder = tmp_path / "tower"
-    remedy = "Embed pictures first, which makes it, or choose another precision."
 
-    assert refusal(lambda: OpenVinoTower.prepared(folder, vision, PREPARATION)) == (
-        f"There is no int8 model in {folder}, and there are no pictures to make it with. {remedy}"
+    assert refusal(lambda: OpenVinoTower.load(folder)) == (
+        f"There is no int8 model in {folder}, or not all of it. Run again to have it made anew."
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -321,7 +335,7 @@ def test_a_tower_that_openvino_cannot_read_is_refused_with_the_reason(copy):
     broken = copy / "model.xml"
     broken.write_bytes(broken.read_bytes().replace(b"<", b"[", 20))
 
-    message = refusal(lambda: OpenVinoTower.prepared(copy, None, PREPARATION))
+    message = refusal(lambda: OpenVinoTower.load(copy))
 
     here = version("openvino")
     assert message.startswith(f"The int8 model in {copy}, made with OpenVINO {here}, cannot be loaded by {here}: ")
@@ -357,7 +371,7 @@ def test_without_its_packages_there_is_no_such_precision(package, monkeypatch):
 def test_without_openvino_the_remedy_is_named(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
 
-    assert refusal(lambda: OpenVinoTower.prepared(folder, None, PREPARATION)) == (
+    assert refusal(lambda: OpenVinoTower.load(folder)) == (
         "int8 needs OpenVINO, and that cannot be imported: import of openvino halted; None in sys.modules. "
         "Run pip install 'abo-pipeline[int8]'."
     )

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -156,6 +157,7 @@ def test_a_file_says_what_it_holds_and_is_in_the_catalogues_order(there, encoder
         "space": SPACE,
         "dimension": "128",
         "fingerprint": encoder.fingerprint,
+        "made": "",
         "precision": "float32",
         "catalogue": "abo",
         "count": str(there.embedded),
@@ -344,12 +346,24 @@ def test_an_export_that_fails_in_the_middle_leaves_the_old_file_and_no_other(the
 
 @pytest.mark.usefixtures("blocks_of_20")
 def test_ctrl_c_leaves_no_file(there, tmp_path):
+    heard = threading.Event()
+
+    def hear(*signal_and_frame: Any) -> None:
+        heard.set()
+        signal.default_int_handler(*signal_and_frame)
+
     def interrupt(done: int, _: int) -> None:
         if done == 60:
             os.kill(os.getpid(), signal.SIGINT)
+            # This is another thread than the one that hears it, and may be done with the rest by then.
+            assert heard.wait(10)
 
-    with pytest.raises(KeyboardInterrupt):
-        export_space(there.space, tmp_path / "e.parquet", catalogue="abo", progress=interrupt)
+    before = signal.signal(signal.SIGINT, hear)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            export_space(there.space, tmp_path / "e.parquet", catalogue="abo", progress=interrupt)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
     assert list(tmp_path.glob("*.parquet*")) == []
 
@@ -563,6 +577,16 @@ def test_a_file_that_describes_itself_otherwise_is_refused(there, here, take_in,
     path = changed(there, tmp_path / "d.parquet", lambda frame: frame, **description)
 
     assert message in refusal(take_in, here, path)
+
+
+def test_vectors_of_models_that_were_made_otherwise_are_not_mixed(there, here, take_in, tmp_path):
+    take_in(there.files["float32"])
+    path = changed(there, tmp_path / "d.parquet", lambda frame: frame, made="00000000000000a1")
+
+    assert refusal(take_in, here, path) == (
+        f"{path} holds vectors that were computed by the model '00000000000000a1', which was made for that, and space "
+        f"{SPACE} has those of '': they cannot be mixed. Import into another space with --space (ABO_SPACE)."
+    )
 
 
 @pytest.mark.parametrize(

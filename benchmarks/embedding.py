@@ -191,7 +191,7 @@ class Embedding:
 
     def forward(self, encoder: ClipEncoder) -> Way:
         """The model alone, on as many threads."""
-        ready = encoder.prepare(list(self.sample.pictures(encoder.batch)))
+        ready = encoder.prepare(self.sample.pictures(encoder.batch), encoder.batch)
 
         def run(rows: pl.DataFrame) -> None:
             batches = range(-(-len(rows) // encoder.batch))
@@ -205,8 +205,9 @@ class Embedding:
     def decoding(self, encoder: ClipEncoder) -> Way:
         """All but the model, on as many threads."""
 
-        def one(batch: pl.DataFrame) -> Any:
-            return encoder.prepare(self._decoded(batch))
+        def one(batch: pl.DataFrame) -> int:
+            # Not the batch itself: a queue of them would hold as much pinned memory.
+            return len(encoder.prepare(self._decoded(batch), len(batch)))
 
         def run(rows: pl.DataFrame) -> None:
             batches = rows.iter_slices(encoder.batch)
@@ -237,12 +238,10 @@ class Embedding:
             for row in rows.iter_rows(named=True)
         ]
 
-    def _decoded(self, rows: pl.DataFrame) -> list[Pixels]:
-        found = []
+    def _decoded(self, rows: pl.DataFrame) -> Iterator[Pixels]:
         for row in rows.iter_rows(named=True):
             with suppress(ImageError):
-                found.append(decode_pixels(self.archive.read_at(row["offset"], row["size"]), max_pixels=10**8))
-        return found
+                yield decode_pixels(self.archive.read_at(row["offset"], row["size"]), max_pixels=10**8)
 
 
 @contextmanager
@@ -276,6 +275,7 @@ def memory_of(images: str, model: str, folder: str, precision: str, count: str) 
     found, done = [], 0
     with tempfile.TemporaryDirectory() as index, opened(Path(images), Path(index)) as (archive, catalogue):
         encoder = ClipEncoder(model, "", precision, folder=Path(folder))
+        encoder.make_ready(lambda: Sample(catalogue, archive, _LIMITS).pictures(CALIBRATION_IMAGES), print)
         while done < int(count):
             part = catalogue.head(min(int(count) - done, 2_000))
             embed_partition(WHOLE, part, archive, encoder, Nowhere(), limits=_LIMITS)
@@ -287,7 +287,7 @@ def memory_of(images: str, model: str, folder: str, precision: str, count: str) 
 def first_vector(images: str, model: str) -> float:
     """Seconds from the start of this process to its first vector, which it makes now."""
     with tempfile.TemporaryDirectory() as index, opened(Path(images), Path(index)) as (archive, catalogue):
-        encoder = ClipEncoder(model, "", BFLOAT16)
+        encoder = ClipEncoder(model, "", FLOAT16 if kind_of_device(model) == "gpu" else BFLOAT16)
         embed_partition(WHOLE, catalogue.head(1), archive, encoder, Nowhere(), limits=_LIMITS)
         return time.time() - psutil.Process().create_time()
 

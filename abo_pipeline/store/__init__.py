@@ -119,12 +119,16 @@ class Store:
     def open_space(self, name: str, encoder: Encoder) -> EmbeddingSpace:
         """The space for an encoder's vectors, made on first use.
 
+        As long as it is not settled, any way to the model's vectors will do.
+
         Raises:
             StoreError: the space was made with another model, or with vectors of another length.
             ModelError: the space is new and the encoder's model cannot be loaded.
         """
         space = self.find_space(name) or self._create_space(name, encoder)
-        space.require_encoder(encoder)
+        is_the_same = (space.model, space.dimension) == (encoder.model, encoder.dimension)
+        if not is_the_same or self.is_settled(space):
+            space.require_encoder(encoder)
         return space
 
     def settle_space(self, name: str, encoder: Encoder, fidelity: Mapping[str, Any]) -> EmbeddingSpace:

@@ -302,8 +302,18 @@ def test_another_model_is_refused_by_both_names(store):
     )
 
 
+def test_as_long_as_nothing_is_embedded_a_model_may_change(store):
+    store.open_space("clip", NamedEncoder())
+
+    space = store.open_space("clip", NamedEncoder("8899aabbccddeeff"))
+
+    assert store.settle_space("clip", NamedEncoder("8899aabbccddeeff"), {}).fingerprint == "8899aabbccddeeff"
+    assert space.name == "clip"
+
+
 def test_a_model_that_has_changed_since_is_refused_by_both_fingerprints(store):
     store.open_space("clip", NamedEncoder())
+    store.settle_space("clip", NamedEncoder(), {})
 
     with pytest.raises(StoreError) as refused:
         store.open_space("clip", NamedEncoder("8899aabbccddeeff"))

@@ -16,6 +16,7 @@ from abo_pipeline.defs.resources import Progress, StoreResource
 from abo_pipeline.embedding import Limits, Tally, embed_partition, refuse_too_many_failures
 from abo_pipeline.encoder import Encoder, Say
 from abo_pipeline.fidelity import Sample, settled
+from abo_pipeline.openvino_tower import CALIBRATION_IMAGES
 from abo_pipeline.pictures import open_images
 from abo_pipeline.pools import ENCODER_POOL
 from abo_pipeline.sampling import partition_range
@@ -125,6 +126,7 @@ def embed_partitions(
                     space,
                     limits=limits,
                     batch_size=settings.batch_size,
+                    get_ready=lambda: taken.make_ready(lambda: sample.pictures(CALIBRATION_IMAGES), tell),
                     progress=partial(progress.embedding, key),
                     **what,
                 )
