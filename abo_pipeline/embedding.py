@@ -38,8 +38,8 @@ _COMMIT_ROWS = 1000
 is not committed is lost when the process is killed."""
 
 
-_SMALL_BATCH = 32
-"""Smaller ones are not made smaller still: that costs a GPU more than it saves."""
+_FEWEST_IN_A_BATCH, _FRACTION = 4, 8
+"""A batch is made smaller to this, or to so small a part of the usual one: less costs more than it saves."""
 
 
 @dataclass(frozen=True)
@@ -265,12 +265,13 @@ def _embed(
 def _batches(images: pl.DataFrame, encoder: Encoder, batch_size: int | None) -> Iterator[list[dict[str, Any]]]:
     """Rows in the archive's order; so many at a time as are best then, for a GPU may turn out to have less memory.
 
-    Large batches become smaller towards the end, so that all threads have something to do until then.
+    They become smaller towards the end, so that all threads have something to do until then.
     """
     start = 0
     while start < len(images):
         size = batch_size or encoder.batch
-        while batch_size is None and size > _SMALL_BATCH and size * encoder.workers > len(images) - start:
+        smallest = max(_FEWEST_IN_A_BATCH, size // _FRACTION)
+        while batch_size is None and size > smallest and size * encoder.workers > len(images) - start:
             size = (size + 1) // 2
         yield images.slice(start, size).rows(named=True)
         start += size

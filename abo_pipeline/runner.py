@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import dagster as dg
+from dagster._core.instance.ref import InstanceRef
 from filelock import FileLock, Timeout
 from sqlalchemy.exc import OperationalError
 
@@ -36,6 +37,10 @@ from abo_pipeline.store.spaces import Account
 BEFORE = ("raw_archive", "listings", "image_paths")
 EMBEDDINGS = "image_embeddings"
 LADDER = "storage_ladder"
+
+_NO_CAPTURE = {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
+"""What a step writes to stdout and stderr stays at the terminal. Captured, it would go to a file, which four more
+processes a step copy to the terminal when they like: bars would stand still, and Ctrl-C end in their tracebacks."""
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 AFTER = ("embedding_index", "golden_queries", "search_report")
@@ -76,7 +81,8 @@ def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
         SettingsError: Dagster's records, or what an asset keeps in a file, cannot be written, also in the block.
     """
     try:
-        with dg.DagsterInstance.from_config(str(dagster_home(settings))) as instance:
+        ref = InstanceRef.from_dir(str(dagster_home(settings)), overrides={"compute_logs": _NO_CAPTURE})
+        with dg.DagsterInstance.from_ref(ref) as instance:
             make_pools(instance)
             yield instance
     except OperationalError as error:

@@ -3,11 +3,10 @@
 Where the output is no terminal, the bars are lines now and then. What a run does is for ``runner``.
 """
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -119,23 +118,6 @@ def stage_bars(unit: str, console: Console) -> Iterator[Callable[[str, int, int]
         yield lambda what, done, total: bars.update(what, done, total, f"{done:,}/{total:,} {unit}")
 
 
-@contextmanager
-def steady(console: Console) -> Iterator[Console]:
-    """A console that stays where this one writes to now, whatever becomes of the process's stdout and stderr.
-
-    While a step runs, Dagster has them write to a file, and copies that to the terminal: bars would not move, and their
-    every state would be in the step's log.
-    """
-    try:
-        descriptor = os.dup(console.file.fileno())
-    except (OSError, ValueError):
-        # No file of the system's, as in a test: nobody redirects that.
-        yield console
-        return
-    with os.fdopen(descriptor, "w", encoding=console.encoding, errors="replace") as file:
-        yield Console(file=file, highlight=False, soft_wrap=True)
-
-
 class TerminalProgress(PipelineProgress):
     """Prints what a run does.
 
@@ -146,25 +128,20 @@ class TerminalProgress(PipelineProgress):
 
     def __init__(self, out: Console, err: Console) -> None:
         self._out = out
-        self._err = err
         self._bars = Bars(err)
-        self._steady = ExitStack()
         self._images = 0
         self._before = self._failed_before = 0
         self._current = ("", 0, 0)
         self._started: float | None = None
 
     def __enter__(self) -> Self:
-        with ExitStack() as stack:
-            self._out = stack.enter_context(steady(self._out))
-            self._bars = stack.enter_context(Bars(stack.enter_context(steady(self._err))))
-            self._steady = stack.pop_all()
+        self._bars.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._steady.close()
+        self._bars.__exit__(kind, error, trace)
 
     def say(self, what: str, words: str) -> None:
         """A line of the run's record."""

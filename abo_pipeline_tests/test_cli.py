@@ -693,8 +693,8 @@ def test_the_embedded_server_starts_and_stops_on_command(abo, monkeypatch):
     assert said == ["not", "running", "running,", "stopped", "it"]
 
 
-def test_a_bar_moves_at_the_terminal_while_a_partition_is_embedded(run, tmp_path, database_url):
-    """A step's output goes to its log, and Dagster copies that to the terminal when it likes, or not before its end."""
+def test_a_bar_moves_at_the_terminal_while_a_partition_is_embedded(run, database_url):
+    """Were a step's output captured, Dagster would copy it to the terminal when it likes, or not before its end."""
     ours, theirs = pty.openpty()
     environment = os.environ | {"ABO_DATABASE_URL": database_url, "ABO_DEVICE": "cpu", "TERM": "xterm"}
     # As slowly as it can.
@@ -713,9 +713,6 @@ def test_a_bar_moves_at_the_terminal_while_a_partition_is_embedded(run, tmp_path
     assert process.returncode == 0
     states = set(re.findall(r"embedding[^\r\n]* (\d+)/\d+ images", shown.decode()))
     assert len(states) > 2
-    logs = [file.read_text() for file in tmp_path.rglob("*") if file.suffix in (".out", ".err")]
-    assert [log for log in logs if "images" in log or "kept" in log] == []
-    assert logs
 
 
 def test_a_run_that_is_killed_in_the_middle_loses_nothing_and_redoes_nothing(abo, tmp_path, database_url):

@@ -1,7 +1,6 @@
 """What a run shows: bars where there is a terminal, lines where there is none."""
 
 import io
-import os
 import re
 
 import pytest
@@ -96,20 +95,6 @@ def test_a_line_never_lands_on_a_bar(out_is_terminal):
         progress.say("archive", "a.tar")
 
     assert ("a.tar\n" in shown(out), "archive" in shown(screen)) == (not out_is_terminal, out_is_terminal)
-
-
-def test_a_run_is_shown_where_it_began_while_a_step_has_the_output_of_the_process(tmp_path):
-    """Dagster has stdout and stderr write to the step's log, and copies that to the terminal when it likes."""
-    screen, log = tmp_path / "screen", tmp_path / "log"
-
-    with screen.open("w") as stdout, log.open("w") as step:
-        shared = Console(file=stdout, soft_wrap=True, highlight=False)
-        with TerminalProgress(shared, shared) as progress:
-            os.dup2(step.fileno(), stdout.fileno())
-            progress.say("archive", "a.tar")
-            print("a step's own", file=stdout)
-
-    assert (screen.read_text(), log.read_text()) == ("archive     a.tar\n", "a step's own\n")
 
 
 def test_the_speed_is_that_of_embedding_and_not_of_what_came_before(monkeypatch):
