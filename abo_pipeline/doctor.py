@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import psutil
 from dagster._core.instance.ref import InstanceRef
 from fsspec import AbstractFileSystem
 from sqlalchemy import create_engine, make_url
@@ -27,6 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from abo_pipeline.download import local_path, require_file
 from abo_pipeline.encoder import where_is
 from abo_pipeline.errors import AboError, SettingsError
+from abo_pipeline.machine import cores, memory_bytes
 from abo_pipeline.runner import dagster_home
 from abo_pipeline.search import encoder_of, searched_space
 from abo_pipeline.settings import Settings
@@ -100,8 +100,7 @@ def _python() -> Judgement:
 
 
 def _machine() -> Judgement:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    words = f"{cores} cores, {psutil.virtual_memory().total / 1e9:,.0f} GB of memory"
+    words = f"{cores()} cores, {memory_bytes() / 1e9:,.0f} GB of memory"
     gpus = _gpus()
     if not gpus:
         return Level.OK, f"{words}, no NVIDIA GPU"

@@ -16,13 +16,12 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
-import psutil
 from sqlalchemy import Connection, Engine, delete, func, literal, null, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 
 from abo_pipeline.errors import StoreError
-from abo_pipeline.machine import cores
+from abo_pipeline.machine import cores, memory_bytes
 from abo_pipeline.sampling import LAST_KEY
 from abo_pipeline.store.database import ensure_vectorscale, transaction, translated
 from abo_pipeline.store.schema import Background, SizeIndex
@@ -277,8 +276,7 @@ def _memory_mb(rows: int, dimension: int, limit_mb: int) -> int:
     least Postgres's own default.
     """
     needed = rows * (4 * dimension + 500) // 2**20 + 16
-    machine = int(psutil.virtual_memory().total) // 2**20 // 4
-    return max(64, min(needed, limit_mb, machine))
+    return max(64, min(needed, limit_mb, memory_bytes() // 2**20 // 4))
 
 
 @contextmanager

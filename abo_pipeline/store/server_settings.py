@@ -5,7 +5,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
+from abo_pipeline.machine import memory_bytes
 
 _MB = 1024 * 1024
 
@@ -55,18 +55,9 @@ def configuration(socket_dir: Path) -> str:
     """The settings as a file of Postgres's, for a server whose socket is in that folder."""
     return _CONFIGURATION.format(
         socket_dir=str(socket_dir).replace("'", "''"),
-        shared_buffers_mb=min(1024, max(128, _memory_bytes() // 8 // _MB)),
+        shared_buffers_mb=min(1024, max(128, memory_bytes() // 8 // _MB)),
         shared_memory_type=_shared_memory_type(),
     )
-
-
-def _memory_bytes() -> int:
-    """The machine's memory, or the container's where that is less."""
-    limits = [int(psutil.virtual_memory().total)]
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        with suppress(OSError, ValueError):
-            limits.append(int(Path("/sys/fs/cgroup", name).read_text()))
-    return min(limits)
 
 
 def _shared_memory_type() -> str:
