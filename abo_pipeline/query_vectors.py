@@ -42,7 +42,7 @@ for CLIP, 8,192 for the longest models, and a token is four letters or so."""
 TOO_LONG = "The text is longer than the model reads; its end was ignored."
 
 _MOST_URL_CHARACTERS = 8_000
-# The same picture, embedded once more, is 2e-7 from its stored vector on a CPU; other devices round more coarsely.
+# A text that is embedded once more is 2e-7 from what it was, on a CPU; other devices round more coarsely.
 _NOTHING_LEFT = 1e-5
 _TEXTS_AT_ONCE = 64
 
@@ -135,13 +135,19 @@ class QueryVectors:
         return QueryVector(vector, [], tuple(filter(None, warnings)))
 
     def _of_picture(self, data: bytes, query: ImageQuery | UrlQuery) -> QueryVector:
-        """Of a file; the stored images whose files have the same bytes are the same picture."""
+        """Of a file; the stored images whose files have the same bytes are the same picture, and have its vector."""
+        digest = digest_of([data])
+        same = stored_with_digest(self.space, digest)
+        for image_id in same:
+            # Perhaps in fewer digits than it would be embedded in here; less itself, nothing is to be left of it.
+            if (stored := stored_vector(self.space, image_id, digest)) is not None:
+                return QueryVector(stored, same)
         try:
             picture = decode(data, max_pixels=self.settings.max_pixels)
         except ImageError as error:
             raise QueryError(f"The picture {_name(query)} cannot be used: {error}.") from None
         (vector,) = self.encoder.encode_images([picture])
-        return QueryVector(vector, stored_with_digest(self.space, digest_of([data])))
+        return QueryVector(vector, same)
 
     def _of_stored(self, image_id: str) -> QueryVector:
         _check_characters(image_id)

@@ -203,6 +203,27 @@ def test_every_stored_copy_of_a_file_is_left_out(search, store, photo):
     assert vectors(search).of(ImageQuery(photo)).made_from == ["blue-8", "red-3"]
 
 
+def test_a_file_that_is_stored_has_the_stored_vector_whatever_it_would_get_here(search, store, photo):
+    """A space's vectors may be in fewer digits than queries are."""
+    stored = unit(3, 0.01, 0.02).astype(np.float32)
+    with store.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "UPDATE embeddings_colours SET embedding = %s WHERE image_id = 'red-3'", (str(stored.tolist()),)
+        )
+
+    assert direction(search, ImageQuery(photo)).tolist() == stored.tolist()
+    with pytest.raises(QueryError, match="The parts of the mix cancel each other"):
+        direction(search, f'like:red-3 - image:"{photo}"')
+
+
+def test_a_file_whose_image_has_the_vector_of_other_bytes_so_far_is_embedded(search, store, photo):
+    with store.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE embeddings_colours SET digest = 'another' WHERE image_id = 'red-3'")
+        connection.exec_driver_sql("UPDATE embeddings_colours SET embedding = '[0,0,1]' WHERE image_id = 'red-3'")
+
+    assert direction(search, ImageQuery(photo))[0] > 0.9
+
+
 def test_all_that_a_mix_is_made_from_is_left_out_also_what_counts_negatively(search, photo):
     query = parse_query(f'0*like:blue-1 - like:blue-2 + "red" - image:"{photo}" + like:blue-2')
 

@@ -293,9 +293,11 @@ def searching(space: EmbeddingSpace, ask: Ask, way: Way) -> Iterator[Connection]
         raise DamagedIndexError(f"Index {ask.scope.index_name}", said) from error
 
 
-def stored_vector(space: EmbeddingSpace, image_id: str) -> NDArray[np.float32] | None:
-    """The vector of an image; None if it has none."""
+def stored_vector(space: EmbeddingSpace, image_id: str, digest: str | None = None) -> NDArray[np.float32] | None:
+    """The vector of an image, if asked for of these bytes; None if it has none."""
     query = select(space.table.c.embedding).where(space.table.c.image_id == image_id)
+    if digest is not None:
+        query = query.where(space.table.c.digest == digest)
     with transaction(space.engine) as connection:
         vector = connection.scalar(query)
     return None if vector is None else np.asarray(vector, dtype=np.float32)
