@@ -278,8 +278,8 @@ def import_space(
     matching = _require_same_model(export, encoder).made_as(export.made)
     there = store.find_space(settings.space_name)
     if there:
-        # As long as that is open, the space will be of the export's encoder.
-        there.require_encoder(matching if store.is_settled(there) else encoder)
+        # Before anything is compared; a space that is made for this is made when all is well.
+        store.open_space(there.name, matching)
         _require_same_made(export, store, there)
     # A model that was made for it has to be there: one that would be made here may be another.
     matching.make_ready(lambda: (), lambda _: None)
@@ -295,7 +295,7 @@ def import_space(
     _require_same_vectors(export, cosines)
     if content != export.content:
         raise PortableError(f"{path} is damaged: its vectors are not those that were exported. {_REMEDY}")
-    store.open_space(settings.space_name, encoder)
+    store.open_space(settings.space_name, matching)
     fidelity = Fidelity(matching.precision, "it was imported", made=export.made)
     space = store.settle_space(settings.space_name, matching, asdict(fidelity))
     space.require_encoder(matching)
