@@ -276,7 +276,7 @@ class ClipEncoder(Encoder):
             raise self._is_elsewhere("")
         folder = self._made_once / blake2b(calibration.numpy().tobytes(), digest_size=8).hexdigest()
         if not is_prepared(folder, preparation):
-            say(f"making the {INT8} model in {folder}, once on this machine; it takes a minute or more")
+            say(f"making the {INT8} model in {folder}, once on this machine; it takes about a minute")
             OpenVinoTower.prepared(folder, vision, preparation, lambda: iter([calibration]))
         if self.made and digest_of(folder) != self.made:
             another = f", and what the catalogue's images make here is another one, {digest_of(folder)}"

@@ -1,7 +1,9 @@
 """How a tower copes with a GPU's memory, and with threads; on a CPU, where a GPU's errors are raised on purpose."""
 
+import queue
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -144,6 +146,41 @@ def test_no_more_batches_are_in_the_tower_than_there_are_turns(pixels, monkeypat
         list(pool.map(lambda _: tower.encode(pixels), range(60)))
 
     assert max(most) <= 2
+
+
+def test_on_a_gpu_each_turn_computes_in_its_stream_and_sleeps_until_that_is_done(pixels, monkeypatch):
+    """As far as that can be seen without one: what is asked of CUDA, and in which order."""
+    import torch
+
+    asked: list[object] = []
+
+    class Event:
+        def __init__(self, *, blocking: bool) -> None:
+            asked.append(("an event", blocking))
+
+        def record(self, stream: str) -> None:
+            asked.append(("after what is in", stream))
+
+        def synchronize(self) -> None:
+            asked.append("waited")
+
+    @contextmanager
+    def stream(of: str):
+        asked.append(("into", of))
+        yield
+
+    tower = TorchTower(small_memory(1000), PREPARATION, "float32")
+    expected = tower.encode(pixels)
+    tower._turns = queue.LifoQueue()
+    tower._turns.put("a stream")
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+
+    found = tower.encode(pixels)
+
+    assert asked == [("into", "a stream"), ("an event", True), ("after what is in", "a stream"), "waited"]
+    assert np.array_equal(found, expected)
+    assert tower._turns.get_nowait() == "a stream"
 
 
 def test_a_thread_that_enters_computes_alone_and_leaves_the_others_as_they_are():
