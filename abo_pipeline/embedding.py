@@ -271,7 +271,8 @@ def _batches(images: pl.DataFrame, encoder: Encoder, batch_size: int | None) -> 
     while start < len(images):
         size = batch_size or encoder.batch
         smallest = max(_FEWEST_IN_A_BATCH, size // _FRACTION)
-        while batch_size is None and size > smallest and size * encoder.workers > len(images) - start:
+        is_ours = batch_size is None and encoder.workers > 1
+        while is_ours and size > smallest and size * encoder.workers > len(images) - start:
             size = (size + 1) // 2
         yield images.slice(start, size).rows(named=True)
         start += size

@@ -32,7 +32,7 @@ from abo_pipeline import openvino_tower
 from abo_pipeline.decoding import DECODING, Pixels
 from abo_pipeline.errors import ModelError
 from abo_pipeline.machine import cores
-from abo_pipeline.openvino_tower import CALIBRATION_IMAGES, OpenVinoTower, digest_of, is_prepared
+from abo_pipeline.openvino_tower import CALIBRATION_IMAGES, PART, OpenVinoTower, digest_of, is_prepared
 from abo_pipeline.preparation import PREPARATION, Preparation
 from abo_pipeline.settings import Settings
 from abo_pipeline.towers import (
@@ -158,6 +158,11 @@ class Encoder(ABC):
         """What an encoder of this model is measured by."""
         return self
 
+    @property
+    def in_single_precision(self) -> "Encoder":
+        """What pictures are embedded by of which few come, as those to search by: it needs nothing to be made."""
+        return self
+
     def matching(self, fingerprint: str) -> "Encoder | None":
         """The one of ``variants`` with this fingerprint; None if there is none."""
         return next((encoder for encoder in self.variants() if encoder.fingerprint == fingerprint), None)
@@ -233,6 +238,11 @@ class ClipEncoder(Encoder):
         """Single precision and the model's own processor."""
         return self._like(FLOAT32, MODELS_OWN)
 
+    @property
+    def in_single_precision(self) -> "ClipEncoder":
+        """The same without its precision."""
+        return self._like(FLOAT32, self._preparation)
+
     def enter_thread(self) -> None:
         """Have this thread compute alone, on one core; or with all of them, where it is the only one."""
         if self._tower:
@@ -261,7 +271,8 @@ class ClipEncoder(Encoder):
     def _made_before(self) -> Path | None:
         """Where the model is that is asked for, if one is and it is here."""
         folders = sorted(self._made_once.glob("*")) if self.made else []
-        return next((folder for folder in folders if digest_of(folder) == self.made), None)
+        whole = (folder for folder in folders if folder.suffix != PART)
+        return next((folder for folder in whole if digest_of(folder) == self.made), None)
 
     def _make(self, pictures: Callable[[], Iterable[Image.Image]], say: Say) -> Path:
         """Make the model of these pictures, unless that was done before, and see that it is the one asked for."""

@@ -45,7 +45,7 @@ class Fidelity:
     Attributes:
         precision: of the encoder.
         why: it was proposed.
-        images: that were compared; 0 if none were.
+        images: that were looked at; 0 if none were.
         mean_cosine, min_cosine: of the two vectors of an image; None if nothing was compared.
         overlap: share of an image's ten nearest among the others that are the same, on average; None likewise.
         without_direction: of the images compared, those that get a vector of nothing, and would be failures.

@@ -41,6 +41,9 @@ Calibration = Callable[[], Iterator["Tensor"]]
 CALIBRATION_IMAGES = 300
 """Pictures that are measured; of more, the first ones. It is NNCF's own number; 100 were found to be too few."""
 
+PART = ".part"
+"""How the name of a folder ends in which a tower is being made, or was when its process was killed."""
+
 _MODEL, _WEIGHTS, _RECORD = "model.xml", "model.bin", "export.json"
 
 
@@ -190,7 +193,7 @@ def _make(folder: Path, vision: Any, preparation: Preparation, calibration: Cali
         with _quiet(nncf):
             quantized = _quantized(nncf, _converted(openvino, vision, preparation), pictures)
         # Only one who holds the lock is here: what is in the way was left by a process that was killed.
-        part = folder.with_name(f"{folder.name}.part")
+        part = folder.with_name(f"{folder.name}{PART}")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
         openvino.save_model(quantized, part / _MODEL, compress_to_fp16=False)

@@ -146,7 +146,7 @@ class QueryVectors:
             picture = decode(data, max_pixels=self.settings.max_pixels)
         except ImageError as error:
             raise QueryError(f"The picture {_name(query)} cannot be used: {error}.") from None
-        (vector,) = self.encoder.encode_images([picture])
+        (vector,) = self.encoder.in_single_precision.encode_images([picture])
         return QueryVector(vector, same)
 
     def _of_stored(self, image_id: str) -> QueryVector:

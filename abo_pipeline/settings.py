@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -253,16 +253,6 @@ class Settings(BaseSettings):
         if place.lower().startswith("file://"):
             place = url2pathname(urlsplit(place).path)
         return place if not place or "://" in place else str(_expanded(Path(place)).absolute())
-
-    @field_validator("preparation")
-    @classmethod
-    def _goes_with_the_precision(cls, preparation: str, info: ValidationInfo) -> str:
-        precision = info.data.get("precision", "auto")
-        if preparation == "model" and precision not in ("auto", "float32"):
-            raise ValueError(
-                f"the model's own processor goes with the precision float32 only, and not with {precision}"
-            )
-        return preparation
 
     @field_validator("catalogue", "space")
     @classmethod

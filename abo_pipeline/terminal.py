@@ -173,13 +173,13 @@ class TerminalProgress(PipelineProgress):
             self._failed_before += failed
         self._current = (partition_key, tally.done, tally.failed)
         done = self._before + tally.done
-        if self._started is None:
-            # What was done to find an encoder is not counted.
+        if self._started is None and tally.done:
+            # What was done before, to find an encoder and to load the model, is not counted.
             self._started = time.monotonic() - tally.elapsed
-        speed = done / max(time.monotonic() - self._started, 1e-6)
+        speed = f", {done / max(time.monotonic() - self._started, 1e-6):.1f}/s" if self._started else ""
         all_failed = self._failed_before + tally.failed
         failures = f", {all_failed:,} failed" if all_failed else ""
-        words = f"{done:,}/{self._images:,} images, {speed:.1f}/s{failures}, partition {partition_key}"
+        words = f"{done:,}/{self._images:,} images{speed}{failures}, partition {partition_key}"
         if self._images:
             self._bars.update("embedding", done, self._images, words)
 

@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -215,7 +215,9 @@ class TorchTower:
         import torch
 
         mixed = torch.autocast(self._device.type, self._dtype, enabled=self._is_mixed, cache_enabled=False)
-        with torch.inference_mode(), torch.cuda.stream(stream), mixed:
+        # Without a stream nothing is asked of CUDA, which may be there and not wanted.
+        in_stream = nullcontext() if stream is None else torch.cuda.stream(stream)
+        with torch.inference_mode(), in_stream, mixed:
             there = pixels.to(self._device, non_blocking=True)
             normalised = self._preparation.normalised(there, self._input_dtype, self._normalising)
             vectors = self._vision(normalised).float()

@@ -239,6 +239,15 @@ def test_pictures_are_prepared_in_pinned_memory_where_the_tower_fetches_from_tha
     assert cosines(vectors, tiny.reference.encode_images(PICTURES)).min() >= 0.999999
 
 
+def test_pictures_to_search_by_need_no_model_in_few_digits(tiny, tiny_folder, tmp_path):
+    int8 = ClipEncoder(str(tiny_folder), "cpu", "int8", folder=tmp_path / "made once")
+
+    vectors = int8.in_single_precision.encode_images(PICTURES)
+
+    assert np.array_equal(vectors, tiny.encode_images(PICTURES))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_thread_of_an_encoder_without_a_tower_has_all_cores_whoever_had_it_before(tiny):
     import torch
 

@@ -216,6 +216,20 @@ def test_a_file_that_is_stored_has_the_stored_vector_whatever_it_would_get_here(
         direction(search, f'like:red-3 - image:"{photo}"')
 
 
+def test_a_picture_is_embedded_in_single_precision_whatever_was_asked_for(search, photo):
+    """In fewer digits, a model may have to be made first; that is for those who embed many."""
+
+    class FewDigits(ColourEncoder):
+        in_single_precision = ColourEncoder()
+
+        def encode_images(self, images):
+            pytest.fail(f"{len(images)} pictures in few digits")
+
+    Image.open(photo).save(photo.with_suffix(".png"))
+
+    assert vectors(search, FewDigits()).of(ImageQuery(photo.with_suffix(".png"))).vector[0] > 0.9
+
+
 def test_a_file_whose_image_has_the_vector_of_other_bytes_so_far_is_embedded(search, store, photo):
     with store.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE embeddings_colours SET digest = 'another' WHERE image_id = 'red-3'")

@@ -230,11 +230,6 @@ def test_a_variable_that_is_no_setting_is_ignored(monkeypatch):
             "ABO_ARCHIVE has value '~no-such-user/abo.tar': there is no user of that name, or no home folder.",
         ),
         (
-            {"precision": "int8", "preparation": "model"},
-            "ABO_PREPARATION has value 'model': the model's own processor goes with the precision float32 only, and "
-            "not with int8.",
-        ),
-        (
             {"min_side": -1, "report_k": 0},
             "ABO_MIN_SIDE has value -1: Input should be greater than or equal to 0. "
             "ABO_REPORT_K has value 0: Input should be greater than or equal to 1.",

@@ -212,8 +212,11 @@ def test_an_interruption_while_the_rest_is_waited_for_leaves_no_thread_behind(mo
                 collector.put([number])
             patched.setattr(stages, "wait", interrupted)
 
+    started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         fill_and_wait()
+    # The queue is full, and stays so: to leave word in it would have taken until now.
+    assert time.monotonic() - started < 5
     may_go_on.set()
 
     collector._collecting.result(timeout=5)

@@ -183,6 +183,18 @@ def test_on_a_gpu_each_turn_computes_in_its_stream_and_sleeps_until_that_is_done
     assert tower._turns.get_nowait() == "a stream"
 
 
+def test_on_a_cpu_nothing_is_asked_of_cuda(pixels, monkeypatch):
+    import torch
+
+    def asked(*_: object, **__: object) -> None:
+        pytest.fail("CUDA was asked for something")
+
+    for name in ("stream", "Stream", "Event", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, asked)
+
+    assert TorchTower(small_memory(1000), PREPARATION, "float32").encode(pixels).shape == (37, 5)
+
+
 def test_a_thread_that_enters_computes_alone_and_leaves_the_others_as_they_are():
     import torch
 

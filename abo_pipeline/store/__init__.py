@@ -126,8 +126,8 @@ class Store:
             ModelError: the space is new and the encoder's model cannot be loaded.
         """
         space = self.find_space(name) or self._create_space(name, encoder)
-        is_the_same = (space.model, space.dimension) == (encoder.model, encoder.dimension)
-        if not is_the_same or self.is_settled(space):
+        # Asked in this order: the dimension takes the model.
+        if self.is_settled(space) or (space.model, space.dimension) != (encoder.model, encoder.dimension):
             space.require_encoder(encoder)
         return space
 

@@ -311,6 +311,22 @@ def test_as_long_as_nothing_is_embedded_a_model_may_change(store):
     assert space.name == "clip"
 
 
+def test_a_space_whose_encoder_is_chosen_is_opened_without_its_model(store):
+    class Unloaded(NamedEncoder):
+        @property
+        def dimension(self):
+            pytest.fail("the model was loaded")
+
+        @dimension.setter
+        def dimension(self, value):
+            pass
+
+    store.open_space("clip", NamedEncoder())
+    store.settle_space("clip", NamedEncoder(), {})
+
+    assert store.open_space("clip", Unloaded()).name == "clip"
+
+
 def test_a_model_that_has_changed_since_is_refused_by_both_fingerprints(store):
     store.open_space("clip", NamedEncoder())
     store.settle_space("clip", NamedEncoder(), {})
