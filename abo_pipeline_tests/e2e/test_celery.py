@@ -157,15 +157,20 @@ def test_a_cancelled_run_ends_at_once_and_its_worker_goes_on_with_its_model(mach
     few = pipeline.keys[:8]
     first = next(key for key in few if pipeline.images(key))
 
-    with pipeline.held(pipeline.images(first)[0]):
+    image = pipeline.images(first)[0]
+
+    with pipeline.held(image):
         run_id = dagster.launch_run(assets=[EMBEDDINGS], partition=first)
         wait_until(lambda: pipeline.waiting() == 1, "a run that writes", details=machines.tails)
+        committed = pipeline.rows()
         answer = dagster.query("mutation($id: String!) { terminateRun(runId: $id) { __typename } }", id=run_id)
         assert answer == {"terminateRun": {"__typename": "TerminateRunSuccess"}}
         cancelled = dagster.wait_for_run(run_id, 30)
 
     assert cancelled.status == "CANCELED", "\n".join(dagster.messages(run_id))
-    assert pipeline.rows() == {}
+    # What it had committed is kept, and nothing has come since.
+    assert pipeline.rows() == committed
+    assert image not in committed
     backfill = machines.done(dagster.launch_backfill([EMBEDDINGS], few))
     assert sorted(run.partition or "" for run in backfill.runs) == few
     assert all(pipeline.accounts()[key].settled for key in few)
