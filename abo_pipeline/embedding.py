@@ -340,9 +340,9 @@ def _embed_batch(
         return batch
     with _timed(batch.seconds, ENCODE):
         vectors = encoder.encode_prepared(prepared)
-    without_direction = set(np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist())
-    for number, (digest, vector) in enumerate(zip(decoded, vectors, strict=True)):
-        if number not in without_direction:
+    have_direction = np.all(np.isfinite(vectors), axis=1)
+    for digest, vector, has_direction in zip(decoded, vectors, have_direction, strict=True):
+        if has_direction:
             same = images_with[digest]
             batch.embedded += [Embedded(row["image_id"], row["sample_key"], digest, vector) for row in same]
             batch.shared += len(same) - 1
