@@ -131,8 +131,7 @@ def settled(store: Store, name: str, encoder: Encoder, sample: Sample, say: Say)
         store.settle_space(name, *_choose(encoder, sample, say))
     # Somebody else may have come first, with another encoder.
     space = store.open_space(name, encoder)
-    noted = store.fidelity(name) or {}
-    return space, space.require_encoder(encoder).made_as(noted.get("made", ""))
+    return space, space.require_encoder(encoder).made_as(store.made_for(name))
 
 
 def compare(encoder: Encoder, reference: Vectors, pictures: Iterable[Image.Image], why: str = "") -> Fidelity:

@@ -142,7 +142,7 @@ def export_space(
             "space": space.name,
             "dimension": str(space.dimension),
             "fingerprint": space.fingerprint,
-            "made": _made(Store(space.engine), space),
+            "made": Store(space.engine).made_for(space.name),
             "precision": precision,
             "catalogue": catalogue,
             "count": str(count),
@@ -461,17 +461,12 @@ def _require_same_model(export: _Export, encoder: Encoder) -> Encoder:
 
 
 def _require_same_made(export: _Export, store: Store, space: EmbeddingSpace) -> None:
-    if store.is_settled(space) and (there := _made(store, space)) != export.made:
+    if store.is_settled(space) and (there := store.made_for(space.name)) != export.made:
         raise PortableError(
             f"{export.path} holds vectors that were computed by the model {export.made!r}, which was made for that, "
             f"and space {space.name} has those of {there!r}: they cannot be mixed. Import into another space with "
             "--space (ABO_SPACE)."
         )
-
-
-def _made(store: Store, space: EmbeddingSpace) -> str:
-    """Which of the models that were made for its encoder made a space's vectors; empty where none has to be."""
-    return str((store.fidelity(space.name) or {}).get("made", ""))
 
 
 def _common(export: _Export, store: Store, progress: Callable[[str, int, int], None]) -> tuple[NDArray[np.int64], str]:

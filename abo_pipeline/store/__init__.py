@@ -164,6 +164,10 @@ class Store:
             found: dict[str, Any] | None = connection.scalar(select(Space.fidelity).where(Space.name == name))
         return found
 
+    def made_for(self, name: str) -> str:
+        """The ``made`` of the encoder that a space was settled with; empty where nothing has to be made for it."""
+        return str((self.fidelity(name) or {}).get("made", ""))
+
     def find_space(self, name: str) -> EmbeddingSpace | None:
         """The space of that name; None if nothing has been embedded into it yet."""
         if not (name.isascii() and name.isprintable()):
