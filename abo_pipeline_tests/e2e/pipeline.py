@@ -20,6 +20,7 @@ from abo_pipeline.sampling import partition_keys, partition_range, partition_sta
 from abo_pipeline.settings import Settings
 from abo_pipeline.store import Store, opened_store
 from abo_pipeline.store.spaces import Account
+from abo_pipeline_tests.holding import held_vector, waiting_sessions
 
 EMBEDDINGS = "image_embeddings"
 CATALOGUE = ("raw_archive", "listings", "image_paths")
@@ -144,29 +145,15 @@ class Pipeline:
 
     @contextmanager
     def held(self, image: str) -> Iterator[None]:
-        """For the block, keep everybody from storing an image's vector: a run that comes to its batch waits there.
-
-        What the run committed before stays, so this is the middle of a partition for as long as it is needed. It is
-        done by storing one in a transaction that is given up afterwards.
-        """
+        """For the block, keep everybody from storing an image's vector, so that this is the middle of a partition."""
         with self.store() as store:
             store.open_space(self.settings.space_name, encoder_from(self.settings))
-        with self._engine.connect() as connection:
-            dimension = connection.scalar(text("SELECT dimension FROM spaces"))
-            connection.execute(
-                text(
-                    f"INSERT INTO {self._vectors} VALUES (:image, 0, '', '', array_fill(1, ARRAY[{dimension}])::vector)"
-                ),
-                {"image": image},
-            )
+        with held_vector(self._engine, self._vectors, image):
             yield
-            connection.rollback()
 
     def waiting(self) -> int:
         """How many connections wait for somebody else's transaction."""
-        with self._engine.connect() as connection:
-            query = "SELECT count(DISTINCT pid) FROM pg_locks JOIN pg_stat_activity USING (pid) "
-            return connection.scalar(text(query + "WHERE NOT granted AND datname = current_database()")) or 0
+        return waiting_sessions(self._engine)
 
     def close(self) -> None:
         """Let go of the database, so that it can be dropped."""

@@ -14,16 +14,17 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import psutil
 import psycopg
 import pytest
 from numpy.typing import NDArray
-from sqlalchemy import make_url
+from sqlalchemy import Engine, make_url
 
 from abo_pipeline import cli
 from abo_pipeline.archive import Archive
@@ -31,8 +32,11 @@ from abo_pipeline.catalog import read_catalogue
 from abo_pipeline.decoding import decode
 from abo_pipeline.encoder import ClipEncoder
 from abo_pipeline.errors import ImageError
+from abo_pipeline.settings import Settings
+from abo_pipeline.store import opened_store
 from abo_pipeline.store.embedded import EmbeddedServer
 from abo_pipeline.store.server_programs import PIXELTABLE
+from abo_pipeline_tests.holding import held_vector
 
 ABO = Path(sys.executable).with_name("abo")
 PROGRESS = re.compile("(fetching|indexing|embedding|building) ")
@@ -64,7 +68,7 @@ class Ended:
         """The error of a command that ended as commands do when something is wrong: one line, exit code 2."""
         # On a slow machine a run says now and then how far it is.
         lines = [line for line in self.err.splitlines() if not PROGRESS.match(line)]
-        assert (self.code, len(lines), lines[0][:7]) == (2, 1, "error: "), self
+        assert (self.code, [line[:7] for line in lines]) == (2, ["error: "]), self
         assert "this is a bug" not in self.err
         return lines[0].removeprefix("error: ")
 
@@ -154,7 +158,7 @@ def words(archive) -> list[object]:
 
 
 SMALL_BATCHES = ("--batch-size", "2")
-"""For a run that has a middle to be ended in."""
+"""For a run that has committed some when it comes to the image at which it is held."""
 
 
 Row = tuple[str, str]
@@ -186,6 +190,22 @@ class Ledger:
         except psycopg.OperationalError:
             return {}
         return {image_id: (digest, version) for image_id, digest, version in rows}
+
+    @contextmanager
+    def held(self, archive: Path) -> Iterator[Engine]:
+        """For the block, hold every run over an archive in its middle: at the last image of a partition.
+
+        Returns:
+            An engine of its own, to ask by how many sessions wait there.
+        """
+        with Archive.open(archive) as opened:
+            self._encode(opened)
+            kept = read_catalogue(opened, min_side=1000).kept
+        last = kept.filter(pl.col("digest").is_in(list(self.known))).sort("offset")["image_id"][-1]
+        with opened_store(Settings.read()) as store:
+            store.open_space("small_clip", self.encoder)
+            with held_vector(store.engine, "abo.embeddings_small_clip", last):
+                yield store.engine
 
     def indexes(self) -> list[tuple[int, bool]]:
         """Each size's index and whether it is valid; an index that serves none, valid or not, as size 0."""

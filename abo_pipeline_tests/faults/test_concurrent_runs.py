@@ -15,18 +15,20 @@ from abo_pipeline.store.database import open_engine
 from abo_pipeline_tests.archives import jpeg, write_images
 from abo_pipeline_tests.fakes import ColourEncoder
 from abo_pipeline_tests.faults.conftest import SMALL_BATCHES, Abo, wait_for
+from abo_pipeline_tests.holding import waiting_sessions
 
 
 @pytest.mark.slow
 def test_two_runs_with_state_folders_of_their_own(abo: Abo, words, archive, ledger, tmp_path):
     """The lock in the state folder does not part them; only the database does."""
-    runs = [abo.start(*words, *SMALL_BATCHES, ABO_STATE_DIR=tmp_path / f"state-{name}") for name in "ab"]
-    wait_for("both at work", lambda: ledger.vectors() or any(run.poll() is not None for run in runs))
-    started = [run.poll() for run in runs]
+    with ledger.held(archive) as engine:
+        runs = [abo.start(*words, *SMALL_BATCHES, ABO_STATE_DIR=tmp_path / f"state-{name}") for name in "ab"]
+        wait_for("both at work", lambda: waiting_sessions(engine) == 2 or any(run.poll() is not None for run in runs))
+        assert [run.poll() for run in runs] == [None, None]
+        assert ledger.vectors()
 
     ended = [abo.ended(run) for run in runs]
 
-    assert started == [None, None]
     for run in ended:
         assert run.code == 0, run
         assert "kept 143 = embedded 141 + failed 2" in run.out
