@@ -29,6 +29,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from sqlalchemy import text
 
 from abo_pipeline.evaluation import IMAGE, TEXT, Queries, truths, tune
 from abo_pipeline.store.indexes import build_index
@@ -191,7 +192,7 @@ class Searching:
         statement, values = statement_of(self.space, ask, way)
         with searching(self.space, ask, way) as connection:
             settings = dict(connection.info.get("settings", {})) if way.strategy else {}
-        sql = str(statement.compile(dialect=self.space.engine.dialect))
+        sql = str(text(statement).compile(dialect=self.space.engine.dialect))
         with bare_connection(self.space.engine, settings) as connection:
             yield lambda query: connection.execute(sql, values | {"query": query}).fetchall()
 

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import text
 
 from abo_pipeline.store.database import transaction
-from abo_pipeline.store.nearest import Ask, Way, searching, statement_of, way_of
+from abo_pipeline.store.nearest import Ask, Way, answer, statement_of, way_of
 from abo_pipeline.store.spaces import EmbeddingSpace
 from abo_pipeline.store.strategies import EXACT
 
@@ -41,18 +41,13 @@ class Explanation:
 def plan_of(space: EmbeddingSpace, ask: Ask) -> str:
     """Postgres's plan of a search, as people read it; the search is not run."""
     way = way_of(space, ask)
-    statement, values = statement_of(space, ask, way)
-    with searching(space, ask, way) as connection:
-        plan = connection.execute(text(f"EXPLAIN {statement.text}"), values)
-        return "\n".join(line for (line,) in plan)
+    return "\n".join(line for (line,) in answer(space, ask, way, before="EXPLAIN"))
 
 
 def explain(space: EmbeddingSpace, ask: Ask) -> Explanation:
     """Run a search under the eyes of Postgres."""
     way = way_of(space, ask)
-    statement, values = statement_of(space, ask, way)
-    with searching(space, ask, way) as connection:
-        found = connection.execute(text(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement.text}"), values).scalar_one()[0]
+    (((found,),),) = answer(space, ask, way, before="EXPLAIN (ANALYZE, FORMAT JSON)")
     nodes = list(_nodes(found["Plan"]))
     scan = next((node for node in nodes if _scans(node, space, way)), nodes[0])
     visited = (scan["Actual Rows"] + scan.get("Rows Removed by Filter", 0)) * scan["Actual Loops"]
@@ -73,7 +68,7 @@ def exact_ranks(space: EmbeddingSpace, ask: Ask, image_ids: Sequence[str]) -> di
     statement, values = statement_of(space, ask, Way(None, "to compare with"))
     ranked = text(
         f"SELECT image_id, rank FROM (SELECT image_id, row_number() OVER (ORDER BY distance, image_id) AS rank "
-        f"FROM ({statement.text}) every) ranked WHERE image_id = ANY (:hits)"
+        f"FROM ({statement}) every) ranked WHERE image_id = ANY (:hits)"
     )
     with transaction(space.engine) as connection:
         rows = connection.execute(ranked, values | {"hits": list(image_ids)})

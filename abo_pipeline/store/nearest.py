@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, TextClause, select, text
+from sqlalchemy import Connection, select, text
 from sqlalchemy.exc import DBAPIError
 
 from abo_pipeline.errors import DamagedIndexError, StoreError
@@ -236,7 +236,7 @@ def by_index(
     """
     ask = Ask(vector, k, scope, exclude, effort=effort)
     way = Way(STRATEGIES[scope.strategy], "", _effort(ask))
-    return [_neighbour(row) for row in _fetch(space, ask, way)[:k]]
+    return [_neighbour(row) for row in answer(space, ask, way)[:k]]
 
 
 def way_of(space: EmbeddingSpace, ask: Ask) -> Way:
@@ -261,7 +261,7 @@ def way_of(space: EmbeddingSpace, ask: Ask) -> Way:
     return Way(strategy, f"about {share:.1%} pass the filter: by the size's index", effort, visited)
 
 
-def statement_of(space: EmbeddingSpace, ask: Ask, way: Way) -> tuple[TextClause, dict[str, Any]]:
+def statement_of(space: EmbeddingSpace, ask: Ask, way: Way) -> tuple[str, dict[str, Any]]:
     """The statement that answers a search, and its parameters."""
     values: dict[str, Any] = {"query": ask.vector, "k": ask.k, "exclude": list(ask.exclude), **parameters(ask.filters)}
     if ask.after:
@@ -291,6 +291,33 @@ def searching(space: EmbeddingSpace, ask: Ask, way: Way) -> Iterator[Connection]
         if said is None:
             raise
         raise DamagedIndexError(f"Index {ask.scope.index_name}", said) from error
+
+
+def answer(space: EmbeddingSpace, ask: Ask, way: Way, *, before: str = "") -> Sequence[Any]:
+    """The rows of an answer; by an index, also the row that would be the next hit, if one was seen.
+
+    Args:
+        space: where to search.
+        ask: for what.
+        way: how.
+        before: such as ``EXPLAIN``, to be told of the statement instead.
+
+    Raises:
+        DamagedIndexError, StoreError: as ``searching`` says.
+    """
+    statement, values = statement_of(space, ask, way)
+
+    def rows() -> Sequence[Any]:
+        with searching(space, ask, way) as connection:
+            return connection.execute(text(f"{before} {statement}"), values).all()
+
+    try:
+        return rows()
+    except StoreError as error:
+        if not is_gone(error):
+            raise
+        # The server was started anew since the last search. Reading once more does no harm.
+        return rows()
 
 
 def stored_vector(space: EmbeddingSpace, image_id: str, digest: str | None = None) -> NDArray[np.float32] | None:
@@ -327,7 +354,7 @@ def _by_index(space: EmbeddingSpace, ask: Ask, way: Way) -> list[Neighbour] | No
     It is short; the index had no more to give, and does not know whether it passed over some; or the answer ends among
     equals of which the index may not have given all.
     """
-    rows = _fetch(space, ask, way)
+    rows = answer(space, ask, way)
     hits, following = rows[: ask.k], rows[ask.k :]
     if not following or following[0].farthest is None:
         return None
@@ -338,24 +365,7 @@ def _by_index(space: EmbeddingSpace, ask: Ask, way: Way) -> list[Neighbour] | No
 
 
 def _exactly(space: EmbeddingSpace, ask: Ask) -> list[Neighbour]:
-    return [_neighbour(row) for row in _fetch(space, replace(ask, effort=None), Way(None, ""))]
-
-
-def _fetch(space: EmbeddingSpace, ask: Ask, way: Way) -> Sequence[Any]:
-    """The rows of an answer; by an index, also the row that would be the next hit, if one was seen."""
-    try:
-        return _rows(space, ask, way)
-    except StoreError as error:
-        if not is_gone(error):
-            raise
-        # The server was started anew since the last search. Reading once more does no harm.
-        return _rows(space, ask, way)
-
-
-def _rows(space: EmbeddingSpace, ask: Ask, way: Way) -> Sequence[Any]:
-    statement, values = statement_of(space, ask, way)
-    with searching(space, ask, way) as connection:
-        return connection.execute(statement, values).all()
+    return [_neighbour(row) for row in answer(space, replace(ask, effort=None), Way(None, ""))]
 
 
 def _neighbour(row: Any) -> Neighbour:
@@ -363,48 +373,44 @@ def _neighbour(row: Any) -> Neighbour:
     return Neighbour(*(*row[:10], vector))
 
 
-def _indexed(space: EmbeddingSpace, ask: Ask, strategy: Strategy) -> TextClause:
+def _indexed(space: EmbeddingSpace, ask: Ask, strategy: Strategy) -> str:
     """By the partial index, then by exact distance."""
     # A reach is how far the index takes an image to be; that of the farthest candidate is null if there were no more.
     # Images that left the catalogue go before the limit, so that they take nobody's place.
-    return text(
-        f"""
-        WITH candidates AS MATERIALIZED (
-            SELECT image_id, embedding, {strategy.reach(space.dimension)} AS reach FROM {space.table.name} e
-            WHERE {membership(ask.scope.cutoff)} AND image_id <> ALL (CAST(:exclude AS text[]))
-            AND {_BEHIND if ask.after else "true"} AND {row_condition(ask.filters, space.engine)}
-            ORDER BY {strategy.ordering(space.dimension)}
-            LIMIT :candidates
-        ), measured AS MATERIALIZED (
-            SELECT image_id, embedding, embedding <=> CAST(:query AS vector) AS distance, reach FROM candidates
-        ), hits AS MATERIALIZED (
-            SELECT image_id, path, digest, {_shown_vector(ask)}, distance, reach,
-                   (SELECT CASE WHEN count(*) = :candidates THEN max(reach) END FROM measured) AS farthest
-            FROM (SELECT * FROM measured ORDER BY distance, image_id) ordered JOIN images USING (image_id)
-            ORDER BY distance, image_id LIMIT CAST(:k AS bigint) + 1
-        )
-        {_DESCRIBED}
-        """
+    return f"""
+    WITH candidates AS MATERIALIZED (
+        SELECT image_id, embedding, {strategy.reach(space.dimension)} AS reach FROM {space.table.name} e
+        WHERE {membership(ask.scope.cutoff)} AND image_id <> ALL (CAST(:exclude AS text[]))
+        AND {_BEHIND if ask.after else "true"} AND {row_condition(ask.filters, space.engine)}
+        ORDER BY {strategy.ordering(space.dimension)}
+        LIMIT :candidates
+    ), measured AS MATERIALIZED (
+        SELECT image_id, embedding, embedding <=> CAST(:query AS vector) AS distance, reach FROM candidates
+    ), hits AS MATERIALIZED (
+        SELECT image_id, path, digest, {_shown_vector(ask)}, distance, reach,
+               (SELECT CASE WHEN count(*) = :candidates THEN max(reach) END FROM measured) AS farthest
+        FROM (SELECT * FROM measured ORDER BY distance, image_id) ordered JOIN images USING (image_id)
+        ORDER BY distance, image_id LIMIT CAST(:k AS bigint) + 1
     )
+    {_DESCRIBED}
+    """
 
 
-def _exact(space: EmbeddingSpace, ask: Ask) -> TextClause:
+def _exact(space: EmbeddingSpace, ask: Ask) -> str:
     """By comparing with every vector of the scope: adding 0 keeps the planner from any index on the distance."""
     # Said of both tables, for else the planner reads the whole catalogue to find a small size's images in it.
     cutoff = ask.scope.cutoff
-    return text(
-        f"""
-        WITH hits AS MATERIALIZED (
-            SELECT i.image_id, path, i.digest, {_shown_vector(ask)},
-                   (embedding <=> CAST(:query AS vector)) + 0 AS distance, NULL AS reach, NULL AS farthest
-            FROM {space.table.name} e JOIN images i USING (image_id)
-            WHERE e.sample_key <= {cutoff} AND i.sample_key <= {cutoff} AND i.image_id <> ALL (CAST(:exclude AS text[]))
-            AND {_BEHIND if ask.after else "true"} AND {matching_images(ask.filters, space.engine)}
-            ORDER BY distance, i.image_id LIMIT :k
-        )
-        {_DESCRIBED}
-        """
+    return f"""
+    WITH hits AS MATERIALIZED (
+        SELECT i.image_id, path, i.digest, {_shown_vector(ask)},
+               (embedding <=> CAST(:query AS vector)) + 0 AS distance, NULL AS reach, NULL AS farthest
+        FROM {space.table.name} e JOIN images i USING (image_id)
+        WHERE e.sample_key <= {cutoff} AND i.sample_key <= {cutoff} AND i.image_id <> ALL (CAST(:exclude AS text[]))
+        AND {_BEHIND if ask.after else "true"} AND {matching_images(ask.filters, space.engine)}
+        ORDER BY distance, i.image_id LIMIT :k
     )
+    {_DESCRIBED}
+    """
 
 
 _BEHIND = (
@@ -417,12 +423,12 @@ def _shown_vector(ask: Ask) -> str:
 
 
 _DESCRIBED = f"""
-        SELECT h.image_id, h.path, 1 - h.distance AS similarity,
-               p.item_id, p.title, p.product_type, p.color, p.brand, h.digest, h.distance, h.embedding,
-               h.reach, h.farthest
-        FROM hits h
-        {DESCRIBED_BY}
-        ORDER BY h.distance, h.image_id
+    SELECT h.image_id, h.path, 1 - h.distance AS similarity,
+           p.item_id, p.title, p.product_type, p.color, p.brand, h.digest, h.distance, h.embedding,
+           h.reach, h.farthest
+    FROM hits h
+    {DESCRIBED_BY}
+    ORDER BY h.distance, h.image_id
 """
 
 

@@ -350,6 +350,7 @@ def test_searches_after_the_server_was_killed_and_started_again_answer_as_before
             nearest(library.space, library.vectors[7], 20, EVERYTHING, filters=Filters(product_type=("chair",)))
         ),
         "as people do": lambda: [hit.image_id for hit in searcher(library)(LikeQuery(str(library.ids[7])), 20)],
+        "explained": lambda: sorted(searcher(library).explain(LikeQuery(str(library.ids[7])), 20).exact_ranks),
     }
 
     def at_once() -> list[list[str]]:
@@ -364,6 +365,9 @@ def test_searches_after_the_server_was_killed_and_started_again_answer_as_before
 
         assert at_once() == before
         for way in ways.values():
+            # Of several connections, those that nobody has used since the last kill are made anew by themselves.
+            library.store.engine.dispose()
+            way()
             end_postmaster(server.data_dir / "cluster", number)
             server.ensure_running()
             assert way() in before
