@@ -673,6 +673,7 @@ def _search(
 
     image_search = open_search(settings, space=space)
     hits = image_search(query, k, **options)
+    how = {name: value for name, value in options.items() if name != "min_similarity"}
     if grid:
         try:
             image_search.display(hits).savefig(grid)
@@ -683,7 +684,7 @@ def _search(
         coverage_of(image_search, hits.size) if hits.size else None,
         image_search.facets(hits) if facets else None,
         image_search.keywords(hits) if facets else [],
-        image_search.explain(query, k, size=options.get("size"), filters=hits.filters, hits=hits) if explain else None,
+        image_search.explain(query, k, **how, hits=hits) if explain else None,
     )
 
 

@@ -10,9 +10,9 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from abo_pipeline.sampling import LAST_KEY
 from abo_pipeline.settings import Settings
 from abo_pipeline.store import EmbeddingSpace, Store, open_store
 from abo_pipeline.store.analytics import Count, Facets, facets, keywords
-from abo_pipeline.store.canary import ask_canary, upgraded_sizes
+from abo_pipeline.store.canary import ask_canary
 from abo_pipeline.store.explain import Explanation, exact_ranks, explain
 from abo_pipeline.store.filtering import count_matching
 from abo_pipeline.store.measures import background
@@ -39,9 +39,8 @@ from abo_pipeline.store.nearest import (
     Neighbour,
     Scope,
     first_image,
-    nearest,
+    nearest_to,
     neighbour_chunks,
-    neighbours,
     scope,
     stored_vector,
 )
@@ -80,6 +79,7 @@ class ImageSearch:
         self.space: EmbeddingSpace = _existing_space(store, space or self.settings.space_name)
         self.space.require_encoder(encoder)
         self._encoder = encoder
+        self._untrusted: dict[tuple[str | None, str | None], str] = {}
 
     def __call__(
         self,
@@ -141,41 +141,46 @@ class ImageSearch:
         *,
         size: int | None = None,
         filters: Filters = NO_FILTER,
+        page: int = 1,
+        fold: FoldRules | None = None,
         hits: Hits | None = None,
     ) -> ExplainedHits:
         """How a search is answered: by which way and why, how long each part takes, and each hit's exact rank.
 
-        Takes what a search takes, and costs two of them and an exact one.
+        Takes what a search takes, and costs three of them and an exact one.
 
         Args:
             query: as a search takes it.
             k: likewise.
             size: likewise.
             filters: likewise.
-            hits: whose ranks to tell; by default those of the first page.
+            page: likewise.
+            fold: likewise.
+            hits: whose ranks to tell; by default those that are found now.
         """
         query = _as_query(query)
-        _check_numbers(k, size, 1, None)
+        _check_numbers(k, size, page, None)
         # Loading the model, and its first text, are no part of a query.
         _ = self._encoder.dimension
         started = time.perf_counter()
         asked = self._vector(query)
         encoded = time.perf_counter()
         within, warnings = self._scope(size)
-        ask = Ask(asked.vector, min(k, LAST_KEY), within, asked.made_from, filters)
+        options = {"exclude": asked.made_from, "filters": filters}
         try:
-            explanation, found, wall_ms = _watched(self.space, ask)
+            watched = _watched(self.space, asked.vector, k, within, page, fold, options)
         except DamagedIndexError as error:
             warnings = (_broken(within, error.said),)
-            explanation, found, wall_ms = _watched(self.space, replace(ask, scope=_exactly(within)))
-        if warnings:
-            explanation = replace(explanation, reason=warnings[0])
+            watched = _watched(self.space, asked.vector, k, _exactly(within), page, fold, options)
+        explanation = replace(watched.explanation, reason=warnings[0]) if warnings else watched.explanation
+        shown = watched.hits if hits is None else hits
         return ExplainedHits(
             explanation,
+            searches=len(watched.asked),
             encode_ms=1000 * (encoded - started),
-            sql_ms=min(explanation.server_ms, wall_ms),
-            fetch_ms=max(0.0, wall_ms - explanation.server_ms),
-            exact_ranks=exact_ranks(self.space, ask, [hit.image_id for hit in hits or found]),
+            sql_ms=min(explanation.server_ms, watched.wall_ms),
+            fetch_ms=max(0.0, watched.wall_ms - explanation.server_ms),
+            exact_ranks=exact_ranks(self.space, watched.asked[0], [hit.image_id for hit in shown]),
         )
 
     def facets(self, hits: Hits) -> Facets:
@@ -202,21 +207,22 @@ class ImageSearch:
     def _scope(self, size: int | None) -> tuple[Scope, tuple[str, ...]]:
         """What a size means; without its index if that was made by another version of its extension, and fails."""
         within = scope(self.space, None if size is None else min(size, LAST_KEY))
-        how = None if within.size is None else self._untrusted.get(within.size)
-        # It may have been built anew since it was asked.
-        if how is None or within.size not in upgraded_sizes(self.space):
-            return within, ()
-        return _exactly(within), (_broken(within, how),)
+        how = self._distrust(within) if within.is_upgraded else None
+        return (within, ()) if how is None else (_exactly(within), (_broken(within, how),))
 
-    @cached_property
-    def _untrusted(self) -> dict[int, str]:
-        """Sizes whose index does not answer rightly since its extension got another version, and how."""
-        answers = [ask_canary(self.space, size) for size in upgraded_sizes(self.space)]
-        return {
-            answer.size: f"made by {answer.made_by}, now {answer.installed}: {answer.error or 'it misses images'}"
-            for answer in answers
-            if answer and not answer.found
-        }
+    def _distrust(self, within: Scope) -> str | None:
+        """How an index answers wrongly since its extension got another version; None if it answers rightly.
+
+        One that does is remembered by the store, and one that does not by this object, until it is built anew.
+        """
+        index = within.index_name, within.extension
+        if within.size is not None and index not in self._untrusted:
+            answer = ask_canary(self.space, within.size)
+            if answer is None or answer.found:
+                return None
+            said = answer.error or "it misses images"
+            self._untrusted[index] = f"made by {answer.made_by}, now {answer.installed}: {said}"
+        return self._untrusted.get(index)
 
     def _match(self, asked: QueryVector, within: Scope, best: Neighbour | None) -> Match | None:
         """How good the best hit is: for what is wanted of the kind, text or image, that it is less good for."""
@@ -243,14 +249,16 @@ class ExplainedHits:
     """How a search is answered.
 
     Attributes:
-        explanation: what Postgres says.
+        explanation: what Postgres says of the last search.
+        searches: how many it took, each going on behind the one before: for a page far down, and to fold.
         encode_ms: from the query to its vector, with the model loaded.
-        sql_ms: in Postgres.
-        fetch_ms: the rest of the way to Python.
+        sql_ms: of the last search, in Postgres.
+        fetch_ms: of the last search, the rest of the way to Python.
         exact_ranks: of each hit, by image_id.
     """
 
     explanation: Explanation
+    searches: int
     encode_ms: float
     sql_ms: float
     fetch_ms: float
@@ -390,33 +398,61 @@ def _page(
     options: dict[str, Any],
 ) -> tuple[Neighbour | None, tuple[Hit, ...], tuple[str, ...]]:
     """The best hit there is, the hits of a page, and what to know about them."""
-    k, skip = min(k, LAST_KEY), (page - 1) * min(k, LAST_KEY)
+    # Beyond the last key there is no image, and no number that Postgres takes.
+    k, skip = min(k, LAST_KEY), min((page - 1) * k, LAST_KEY)
     if fold is None:
-        found = list(islice(neighbours(space, vector, k, within, **options), skip + k))
-        hits = tuple(_hit(skip + rank, neighbour) for rank, neighbour in enumerate(found[skip:], start=1))
-        return (found[0] if found else None), hits, ()
+        walk = chain.from_iterable(neighbour_chunks(space, vector, k, within, **options))
+        first = next(walk, None)
+        found = islice(chain([first] if first else [], walk), skip, min(skip + k, LAST_KEY))
+        return first, tuple(_hit(skip + rank, neighbour) for rank, neighbour in enumerate(found, start=1)), ()
     # More at once than hits are wanted, for some will be folded.
     chunks = neighbour_chunks(space, vector, max(2 * min(k, _FOLD_CHUNK), 20), within, with_vectors=True, **options)
     candidates = ([_candidate(neighbour) for neighbour in chunk] for chunk in chunks)
     folding = Folding(candidates, fold)
     before = folding.take(skip).groups if skip else ()
     groups = folding.take(k)
-    first = next(iter((*before, *groups.groups)), None)
+    best = next(iter((*before, *groups.groups)), None)
     hits = tuple(
         replace(_hit(skip + rank, group.best.payload), folded=group.folded)
         for rank, group in enumerate(groups.groups, start=1)
     )
     warnings = (_LOOKED_FAR,) if groups.end is End.BOUND else ()
-    return (first.best.payload if first else None), hits, warnings
+    return (best.best.payload if best else None), hits, warnings
 
 
-def _watched(space: EmbeddingSpace, ask: Ask) -> tuple[Explanation, list[Neighbour], float]:
-    """What Postgres says of a search, what it finds, and the milliseconds that it takes unwatched."""
+class _Watched(NamedTuple):
+    """A page under the eyes of Postgres.
+
+    Attributes:
+        hits: of the page.
+        asked: the searches that it took.
+        explanation: what Postgres says of the last one.
+        wall_ms: that this one takes unwatched.
+    """
+
+    hits: tuple[Hit, ...]
+    asked: list[Ask]
+    explanation: Explanation
+    wall_ms: float
+
+
+def _watched(
+    space: EmbeddingSpace,
+    vector: Vectors,
+    k: int,
+    within: Scope,
+    page: int,
+    fold: FoldRules | None,
+    options: dict[str, Any],
+) -> _Watched:
+    """Takes what ``_page`` takes."""
+    asked: list[Ask] = []
+    _, hits, _ = _page(space, vector, k, within, page, fold, options | {"asked": asked})
     # First so that the timed search finds a connection, and the same pages in memory.
-    explanation = explain(space, ask)
+    explanation = explain(space, asked[-1])
     started = time.perf_counter()
-    found = nearest(space, ask.vector, ask.k, ask.scope, exclude=ask.exclude, filters=ask.filters)
-    return explanation, found, 1000 * (time.perf_counter() - started)
+    nearest_to(space, asked[-1])
+    return _Watched(hits, asked, explanation, 1000 * (time.perf_counter() - started))
 
 
 def _candidate(neighbour: Neighbour) -> Candidate[Neighbour]:

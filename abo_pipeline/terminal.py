@@ -253,7 +253,9 @@ def explained_lines(explained: ExplainedHits) -> list[tuple[str, str]]:
     """How an answer came about, as lines of a heading and words."""
     how = explained.explanation
     effort = f", effort {how.effort}" if how.effort else ""
+    several = f"{explained.searches}, each going on behind the one before; this is the last"
     return [
+        *([("searches", several)] if explained.searches > 1 else []),
         ("strategy", f"{how.strategy}{effort}: {how.reason}"),
         ("plan", how.plan_line),
         ("rows visited", f"{how.visited:,}"),

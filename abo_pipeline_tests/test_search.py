@@ -281,15 +281,16 @@ def test_a_space_in_which_nothing_is_embedded_yet_says_so(search):
 def test_an_explanation_tells_the_way_the_times_and_each_hits_exact_rank(search, size):
     hits = search("red", k=7, size=size, page=2)
 
-    explained = search.explain("red", 7, size=size, hits=hits)
+    explained = search.explain("red", 7, size=size, page=2)
 
     how = explained.explanation
+    assert explained.searches == 2
     assert explained.exact_ranks == {hit.image_id: hit.rank for hit in hits}
     if size == 30:
         index_name = scope(search.space, 30).index_name
         assert (how.strategy, how.reason, how.index_name) == ("hnsw", "by the size's index", index_name)
         assert (how.effort, how.plan_line) == (200, f"Index Scan {index_name} {search.space.table.name}")
-        assert 7 <= how.visited <= 30
+        assert 14 <= how.visited <= 30
     else:
         assert (how.strategy, how.reason, how.index_name, how.effort) == (
             *("exact", "this size has no index", None),
@@ -298,6 +299,16 @@ def test_an_explanation_tells_the_way_the_times_and_each_hits_exact_rank(search,
         assert how.visited == 40
     assert min(explained.encode_ms, explained.sql_ms, how.server_ms) > 0
     assert explained.fetch_ms >= 0
+
+
+def test_a_page_far_down_and_folding_take_few_searches(search):
+    far = search.explain("red", 2, size=40, page=17)
+    folded = search.explain("red", 2, size=40, fold=FoldRules(near=0.5))
+
+    assert far.exact_ranks == {hit.image_id: hit.rank for hit in search("red", 2, size=40, page=17)}
+    assert sorted(far.exact_ranks.values()) == [33, 34]
+    # 2, 2, 4, 8, 16 and 32 images; and 20, 20, and none, for behind the two groups that there are no third begins.
+    assert (far.searches, folded.searches) == (6, 3)
 
 
 def test_an_explanation_ranks_among_what_passes_the_filter_and_leaves_out_what_the_query_was_made_from(search):

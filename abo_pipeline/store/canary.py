@@ -80,16 +80,6 @@ def ask_canary(space: EmbeddingSpace, size: int) -> Answer | None:
     return answer
 
 
-def upgraded_sizes(space: EmbeddingSpace) -> list[int]:
-    """Sizes whose index has not been asked since its extension got another version."""
-    query = select(SizeIndex.size, SizeIndex.extension).where(
-        SizeIndex.space == space.name, SizeIndex.index_name.is_not(None)
-    )
-    with transaction(space.engine) as connection:
-        now = {f"{name} {version}" for name, version in installed_extensions(connection).items()}
-        return sorted(size for size, extension in connection.execute(query) if extension not in now)
-
-
 def _versions(space: EmbeddingSpace, size: int) -> tuple[str | None, str | None]:
     query = select(SizeIndex.strategy, SizeIndex.extension).where(SizeIndex.space == space.name, SizeIndex.size == size)
     with transaction(space.engine) as connection:

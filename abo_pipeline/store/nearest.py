@@ -9,12 +9,11 @@ comparing with those few. How a query vector comes about, and what a hit looks l
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, Select, func, literal_column, select, table, text, true
 from sqlalchemy.exc import DBAPIError
 
 from abo_pipeline.errors import DamagedIndexError, StoreError
@@ -23,7 +22,7 @@ from abo_pipeline.sampling import LAST_KEY
 from abo_pipeline.store.analytics import DESCRIBED_BY
 from abo_pipeline.store.database import damage, is_gone, transaction, tuned
 from abo_pipeline.store.filtering import estimated_share, matching_images, parameters, row_condition
-from abo_pipeline.store.schema import Image, SizeIndex
+from abo_pipeline.store.schema import Image, SizeIndex, Space
 from abo_pipeline.store.spaces import EmbeddingSpace, as_array
 from abo_pipeline.store.strategies import EXACT, MAX_EF_SEARCH, STRATEGIES, Strategy, membership
 
@@ -32,6 +31,10 @@ MOST_BY_INDEX = MAX_EF_SEARCH
 
 FEW_MATCHES = 10_000
 """Images that pass a filter, up to which they are all compared: that takes about 15 ms, and leaves nothing out."""
+
+
+MOST_AT_ONCE = 10_000
+"""So many images of a walk are in memory at once, unless more are asked for."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ class Scope:
         strategy: of that index.
         rows: vectors when the index was built.
         efforts: what the index's effort was tuned to, by number of hits; empty if it has not been.
+        extension: with its version, that the index was last seen to work with; None without an index.
+        is_upgraded: whether the extension has another version now.
     """
 
     size: int | None
@@ -76,6 +81,8 @@ class Scope:
     strategy: str = EXACT
     rows: int = 0
     efforts: Mapping[int, int] = field(default_factory=dict)
+    extension: str | None = None
+    is_upgraded: bool = False
 
     def effort(self, k: int) -> int:
         """The effort for k hits: as tuned for the next larger number, or in proportion beyond the largest."""
@@ -146,22 +153,40 @@ def scope(space: EmbeddingSpace, size: int | None) -> Scope:
     Args:
         space: where to search.
         size: number of images, at least 1; None for the largest size that has been indexed.
+
+    Raises:
+        StoreError: the space has been dropped since it was opened; another of its name is another space.
     """
-    indexed = select(SizeIndex).where(SizeIndex.space == space.name)
+    wanted = (SizeIndex.space == Space.name) & (true() if size is None else SizeIndex.size == size)
+    is_upgraded = SizeIndex.index_name.is_not(None) & func.coalesce(SizeIndex.extension, "").not_in(_EXTENSIONS)
+    query = (
+        select(Space.fingerprint, SizeIndex.__table__, is_upgraded.label("is_upgraded"))
+        .select_from(Space)
+        .outerjoin(SizeIndex, wanted)
+        .where(Space.name == space.name)
+        .order_by(SizeIndex.size.desc().nulls_last())
+        .limit(1)
+    )
     with transaction(space.engine) as connection:
-        if size is None:
-            row = connection.execute(indexed.order_by(SizeIndex.size.desc()).limit(1)).one_or_none()
-        else:
-            row = connection.execute(indexed.where(SizeIndex.size == size)).one_or_none()
-        if row:
+        row = connection.execute(query).one_or_none()
+        if row is None or row.fingerprint != space.fingerprint:
+            raise space.lost(None if row is None else row.fingerprint)
+        if row.size is not None:
             efforts = {int(k): effort for k, effort in (row.efforts or {}).items()}
-            return Scope(row.size, row.cutoff, row.index_name, row.strategy, row.rows, efforts)
+            known = row.strategy, row.rows, efforts, row.extension, row.is_upgraded
+            return Scope(row.size, row.cutoff, row.index_name, *known)
         last = None
         if size is not None:
             nth = select(Image.sample_key).order_by(Image.sample_key).offset(size - 1).limit(1)
             last = connection.scalar(nth)
     # 0 is a key like any other.
     return Scope(size, LAST_KEY if last is None else last, None)
+
+
+_EXTENSIONS: Select[tuple[str]] = select(literal_column("extname || ' ' || extversion")).select_from(
+    table("pg_extension")
+)
+"""As they are installed now."""
 
 
 def nearest(
@@ -180,7 +205,11 @@ def nearest(
 
     Takes what ``Ask`` describes.
     """
-    ask = Ask(vector, k, scope, exclude, filters, after, seen, with_vectors)
+    return nearest_to(space, Ask(vector, k, scope, exclude, filters, after, seen, with_vectors))
+
+
+def nearest_to(space: EmbeddingSpace, ask: Ask) -> list[Neighbour]:
+    """What ``nearest`` says, of what is asked for in one piece."""
     way = way_of(space, ask)
     if way.strategy:
         found = _by_index(space, ask, way)
@@ -190,35 +219,38 @@ def nearest(
 
 
 def neighbour_chunks(
-    space: EmbeddingSpace, vector: NDArray[np.float32], chunk: int, scope: Scope, **options: Any
+    space: EmbeddingSpace,
+    vector: NDArray[np.float32],
+    chunk: int,
+    scope: Scope,
+    *,
+    asked: list[Ask] | None = None,
+    **options: Any,
 ) -> Iterator[list[Neighbour]]:
-    """All images of a scope in the order of their similarity, fetched ``chunk`` at a time as they are asked for.
+    """All images of a scope in the order of their similarity, fetched in chunks as they are asked for.
 
     Each chunk goes on behind the last image of the one before, so that none comes twice and the order holds whatever
-    an index overlooks, and whatever is written meanwhile. With the same ``chunk`` a longer walk begins as a shorter
-    one does.
+    an index overlooks, and whatever is written meanwhile. Each is as long as all before it together, so that to go far
+    takes few searches. With the same ``chunk`` a longer walk begins as a shorter one does.
 
     Args:
         space: where to search.
         vector: (dimension,), of length 1.
-        chunk: at least 1.
+        chunk: length of the first, at least 1.
         scope: which images to see.
+        asked: gets each search that is made.
         options: ``exclude``, ``filters``, ``with_vectors``, as ``nearest`` takes them.
     """
-    after, seen = None, 0
+    ask = Ask(vector, chunk, scope, **options)
     while True:
-        found = nearest(space, vector, chunk, scope, after=after, seen=seen, **options)
+        if asked is not None:
+            asked.append(ask)
+        found = nearest_to(space, ask)
         yield found
-        if len(found) < chunk:
+        if len(found) < ask.k:
             return
-        after, seen = (found[-1].distance, found[-1].image_id), seen + chunk
-
-
-def neighbours(
-    space: EmbeddingSpace, vector: NDArray[np.float32], chunk: int, scope: Scope, **options: Any
-) -> Iterator[Neighbour]:
-    """What ``neighbour_chunks`` gives, one by one."""
-    return chain.from_iterable(neighbour_chunks(space, vector, chunk, scope, **options))
+        further = max(chunk, min(ask.depth, MOST_AT_ONCE))
+        ask = replace(ask, k=further, after=(found[-1].distance, found[-1].image_id), seen=ask.depth)
 
 
 def by_index(

@@ -186,6 +186,19 @@ class EmbeddingSpace:
             "another space with --space (ABO_SPACE)."
         )
 
+    def lost(self, fingerprint: str | None) -> StoreError:
+        """The error that this space is gone.
+
+        Args:
+            fingerprint: of another space of its name that is there now; None if there is none.
+        """
+        if fingerprint is None:
+            return StoreError(f"Space {self.name} has been dropped meanwhile. `abo spaces` lists those that there are.")
+        return StoreError(
+            f"Space {self.name} has been dropped meanwhile, and made anew for vectors of fingerprint {fingerprint} "
+            f"instead of {self.fingerprint}. Open it anew."
+        )
+
     @contextmanager
     def being_written(self) -> Iterator[Self]:
         """This space, kept from being dropped while the block writes into it, batch after batch.

@@ -20,7 +20,7 @@ from abo_pipeline.hits import LikeQuery
 from abo_pipeline.search import ImageSearch
 from abo_pipeline.settings import Settings
 from abo_pipeline.store import EmbeddingSpace, Store
-from abo_pipeline.store.canary import ask_canary, upgraded_sizes
+from abo_pipeline.store.canary import ask_canary
 from abo_pipeline.store.database import embedded_server, open_engine, transaction
 from abo_pipeline.store.embedded import EmbeddedServer
 from abo_pipeline.store.indexes import build_index, drop_lost_indexes, drop_sizes_but, installed_extensions
@@ -269,17 +269,19 @@ def extensions(library: Library) -> dict[int, str]:
 def test_another_version_of_the_extension_has_each_index_asked_once(library):
     with transaction(library.store.engine) as connection:
         now = f"vector {installed_extensions(connection)['vector']}"
-    change(library, "UPDATE size_indexes SET extension = 'vector 0.7.4'")
     query = LikeQuery(str(library.ids[7]))
+    first = searcher(library)
+    first(query, 10)
+    change(library, "UPDATE size_indexes SET extension = 'vector 0.7.4'")
 
-    assert upgraded_sizes(library.space) == [300, ROWS]
+    # By a search that was open before, too.
+    assert [scope(library.space, size).is_upgraded for size in (300, ROWS, 20)] == [True, True, False]
     with counted("WITH candidates") as asked:
-        first = searcher(library)
         answers = [first(query, 10, size=size) for size in (300, ROWS, 300, ROWS)]
     assert len(asked) == 2 + 4
     assert {hits.warnings for hits in answers} == {()}
     assert extensions(library) == {300: now, ROWS: now}
-    assert upgraded_sizes(library.space) == []
+    assert [scope(library.space, size).is_upgraded for size in (300, ROWS)] == [False, False]
 
     with counted("WITH candidates") as asked:
         searcher(library)(query, 10, size=300)

@@ -497,21 +497,36 @@ def test_images_are_found_by_what_their_files_hold(library: Library):
 
 
 @pytest.mark.parametrize("kind", ["image", "text"])
-def test_page_after_page_finds_what_one_long_answer_finds(library, kind):
-    asked = clip().like_images(5) if kind == "image" else clip().texts(5)
+def test_a_walk_finds_in_few_searches_what_one_long_answer_finds(library, kind):
+    queries = clip().like_images(5) if kind == "image" else clip().texts(5)
     within = scope(library.space, ROWS)
     found = []
 
-    for query in asked:
-        pages = list(islice(neighbour_chunks(library.space, query, 20, within), 20))
-        hits = [hit for page in pages for hit in page]
+    for query in queries:
+        asked: list[Ask] = []
+        chunks = list(islice(neighbour_chunks(library.space, query, 20, within, asked=asked), 6))
+        hits = [hit for chunk in chunks for hit in chunk]
 
-        assert [len(page) for page in pages] == [20] * 20
-        assert len({hit.image_id for hit in hits}) == 400
+        assert [len(chunk) for chunk in chunks] == [20, 20, 40, 80, 160, 320]
+        assert [(ask.seen, ask.k) for ask in asked] == [(0, 20), (20, 20), (40, 40), (80, 80), (160, 160), (320, 320)]
+        assert len({hit.image_id for hit in hits}) == 640
         assert hits == sorted(hits, key=lambda hit: (hit.distance, hit.image_id))
         found += [len(set(ids(hits[:k])) & set(library.expected(query, k))) / k for k in (100, 400)]
 
     assert np.mean(found) >= 0.98
+
+
+def test_a_walk_holds_so_many_at_once_and_no_more_unless_they_are_asked_for(library, monkeypatch):
+    monkeypatch.setattr("abo_pipeline.store.nearest.MOST_AT_ONCE", 50)
+
+    within = Scope(None, library.cutoff(200), None)
+
+    lengths = {
+        chunk: [len(found) for found in neighbour_chunks(library.space, library.vectors[0], chunk, within)]
+        for chunk in (20, 70)
+    }
+
+    assert lengths == {20: [20, 20, 40, 50, 50, 20], 70: [70, 70, 60]}
 
 
 def test_pages_beyond_what_an_index_gives_are_searched_exactly(library):

@@ -13,6 +13,9 @@ from sqlalchemy.exc import IntegrityError
 
 from abo_pipeline import catalog
 from abo_pipeline.errors import StoreError
+from abo_pipeline.queries import LikeQuery
+from abo_pipeline.search import ImageSearch
+from abo_pipeline.settings import Settings
 from abo_pipeline.store import EmbeddingSpace, SpaceSummary, Store, indexes, roster
 from abo_pipeline.store.database import open_engine, transaction
 from abo_pipeline.store.golden import last_recording, record
@@ -465,6 +468,25 @@ def test_a_space_that_is_made_anew_is_not_written_into_by_who_opened_the_old_one
 
     with pytest.raises(StoreError, match="Space two has been dropped meanwhile"), old.being_written():
         pass
+
+
+@pytest.mark.parametrize("dimension", [3, 4])
+def test_a_space_that_is_made_anew_is_not_searched_by_who_opened_the_old_one(catalogue, dimension):
+    make_space(catalogue, "one")
+    old = make_space(catalogue, "two")
+    search = ImageSearch(catalogue, NamedEncoder(old.model, old.fingerprint), Settings.read(), space="two")
+    assert search(LikeQuery("a"), 3).space == "two"
+    catalogue.drop_space("two")
+    other = catalogue.open_space("two", NamedEncoder("another", "8899aabbccddeeff", dimension))
+    other.write([Embedded("a", 0, "d", np.eye(dimension, dtype=np.float32)[0])], [])
+
+    for size in (None, 2):
+        with pytest.raises(StoreError) as told:
+            search(LikeQuery("a"), 3, size=size)
+        assert str(told.value) == (
+            "Space two has been dropped meanwhile, and made anew for vectors of fingerprint 8899aabbccddeeff instead "
+            f"of {old.fingerprint}. Open it anew."
+        )
 
 
 def test_a_space_is_dropped_or_made_the_default_and_never_both(catalogue):

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import polars as pl
@@ -31,7 +32,7 @@ from abo_pipeline.store.database import open_engine, transaction
 from abo_pipeline.store.embedded import EmbeddedServer
 from abo_pipeline.store.explain import exact_ranks
 from abo_pipeline.store.indexes import build_index
-from abo_pipeline.store.nearest import Ask, Neighbour, Scope, nearest, neighbours, scope
+from abo_pipeline.store.nearest import Ask, Neighbour, Scope, nearest, neighbour_chunks, scope
 from abo_pipeline.store.spaces import Embedded
 from abo_pipeline.store.strategies import DISKANN, EXACT, STRATEGIES
 from abo_pipeline_tests.conftest import fresh_database
@@ -324,7 +325,7 @@ def check_walks(drawn: Drawn) -> None:
     chunk = drawn.data.draw(st.integers(1, 30), "chunk")
     options = {"exclude": ask.exclude, "filters": ask.filters}
 
-    walk = list(neighbours(drawn.place.space, ask.vector, chunk, ask.scope, **options))
+    walk = [*chain.from_iterable(neighbour_chunks(drawn.place.space, ask.vector, chunk, ask.scope, **options))]
 
     assert walk == expected
     names = [hit.image_id for hit in expected]
