@@ -158,19 +158,25 @@ def _engine(url: URL, catalogue: str, **options: Any) -> Engine:
 
 
 @contextmanager
-def transaction(engine: Engine) -> Iterator[Connection]:
+def transaction(engine: Engine, *, of_sound_values: bool = False) -> Iterator[Connection]:
     """A connection in a transaction: committed at the end of the block, undone if the block raises.
+
+    Args:
+        engine: of the database.
+        of_sound_values: nothing is sent that could be wrong by itself, so that what Postgres says of wrong data is
+            about its own: pages of zeros in an index hold vectors of no dimension.
 
     Raises:
         StoreError: the server does not answer, or goes away in the middle.
     """
-    with translated(engine), engine.begin() as connection:
+    with translated(engine, of_sound_values=of_sound_values), engine.begin() as connection:
         yield connection
 
 
 @contextmanager
-def translated(engine: Engine) -> Iterator[None]:
+def translated(engine: Engine, *, of_sound_values: bool = False) -> Iterator[None]:
     """Turn the errors of a server that is gone, full or locked down into ``StoreError``; none holds a password."""
+    damage = (*_DAMAGE, psycopg.errors.DataException) if of_sound_values else _DAMAGE
     try:
         yield
     except (DBAPIError, psycopg.Error) as error:
@@ -188,7 +194,7 @@ def translated(engine: Engine) -> Iterator[None]:
                 f"The database at {where} has no room left on its disk: {_first_line(reason)} Make room there, and run "
                 "again; what was committed is kept."
             ) from error
-        if isinstance(reason, _DAMAGE):
+        if isinstance(reason, damage):
             raise StoreError(
                 f"The database at {where} cannot make sense of its own files: {_first_line(reason)} If they are a "
                 "vector index's, `abo index --rebuild` builds it anew; a table comes back from a backup only."

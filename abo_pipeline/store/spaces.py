@@ -279,10 +279,10 @@ class EmbeddingSpace:
         """Store one batch, in a transaction of its own. An image has a vector or a failure afterwards, never both.
 
         Raises:
-            StoreError: a vector's length is not the space's dimension, or the database does not answer.
+            StoreError: a vector is none of this space, or the database does not answer.
         """
-        self._check_dimensions(embedded)
-        with transaction(self.engine) as connection:
+        self._check_vectors(embedded)
+        with transaction(self.engine, of_sound_values=True) as connection:
             self._take_turns(connection, (*embedded, *failed))
             if embedded:
                 self._store_vectors(connection, embedded)
@@ -301,9 +301,9 @@ class EmbeddingSpace:
             embedded: no image twice.
 
         Raises:
-            StoreError: a vector's length is not the space's dimension, or the database does not answer.
+            StoreError: a vector is none of this space, or the database does not answer.
         """
-        self._check_dimensions(embedded)
+        self._check_vectors(embedded)
         image_ids = [image.image_id for image in embedded]
         # What the catalogue says of them must hold until they are stored.
         kept = "SELECT image_id, digest FROM images WHERE image_id = ANY(%(ids)b) ORDER BY image_id FOR NO KEY UPDATE"
@@ -311,7 +311,7 @@ class EmbeddingSpace:
             f"SELECT image_id, digest FROM {self.table.name} "
             "WHERE image_id = ANY(%(ids)b) AND fingerprint = %(fingerprint)s"
         )
-        with transaction(self.engine) as connection:
+        with transaction(self.engine, of_sound_values=True) as connection:
             self._take_turns(connection, embedded)
             catalogue = dict(_of_images(connection, kept, image_ids))
             stored = dict(_of_images(connection, there, image_ids, fingerprint=self.fingerprint))
@@ -447,13 +447,17 @@ class EmbeddingSpace:
         stretches = sorted({image.sample_key >> _STRETCH_BITS for image in images})
         connection.execute(lock.bindparams(bindparam("stretches", stretches, ARRAY(BigInteger))), {"space": self.name})
 
-    def _check_dimensions(self, embedded: Sequence[Embedded]) -> None:
+    def _check_vectors(self, embedded: Sequence[Embedded]) -> None:
         for image in embedded:
             if image.vector.shape != (self.dimension,):
                 raise StoreError(
                     f"The vector of {image.image_id} has {image.vector.size} dimensions; "
                     f"space {self.name} has {self.dimension}."
                 )
+        # All at once, which is quicker than one by one.
+        if embedded and not np.isfinite(np.concatenate([image.vector for image in embedded])).all():
+            bad = next(image.image_id for image in embedded if not np.isfinite(image.vector).all())
+            raise StoreError(f"The vector of {bad} holds a number that is not finite; nothing was written.")
 
     def _store_vectors(self, connection: Connection, embedded: Sequence[Embedded]) -> None:
         """Store vectors in the place of failures: those that are there by a merge, new ones without its detour.

@@ -154,16 +154,20 @@ def vector_indexes(space: EmbeddingSpace) -> list[str]:
         return list(connection.scalars(found, {"table": space.table.name}))
 
 
-@pytest.mark.parametrize("how", [cut, scratch])
-def test_a_write_into_a_damaged_index_says_what_builds_it_anew(damaged, how):
+@pytest.mark.parametrize("how", [cut, scratch, zero])
+@pytest.mark.parametrize("strategy", OURS)
+def test_a_write_into_a_damaged_index_says_what_builds_it_anew(damaged, strategy, how):
     library, server = damaged
-    library.index(ROWS)
+    library.index(ROWS, strategy=strategy)
     damage(library, server, how)
-    other = Embedded(str(library.ids[0]), int(library.keys[0]), "d2", -library.vectors[0])
+    new = [
+        Embedded(str(name), int(key), "d2", -vector)
+        for name, key, vector in zip(library.ids, library.keys, library.vectors, strict=True)
+    ]
 
     with pytest.raises(StoreError) as refused:
-        library.space.write([other], [])
-    library.index(ROWS, rebuild=True)
+        library.space.write(new, [])
+    library.index(ROWS, strategy=strategy, rebuild=True)
 
     assert " cannot make sense of its own files: " in str(refused.value)
     assert "If they are a vector index's, `abo index --rebuild` builds it anew; " in str(refused.value)
