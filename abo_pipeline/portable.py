@@ -301,9 +301,10 @@ def import_space(
     space.require_encoder(matching)
     _require_same_made(export, store, space)
     adopted = Adopted()
-    for start, images in export.blocks():
-        adopted += space.adopt(images)
-        progress("importing", start + len(images), export.rows)
+    with space.being_written():
+        for start, images in export.blocks():
+            adopted += space.adopt(images)
+            progress("importing", start + len(images), export.rows)
     least = min(cosines.values())
     return Imported(export.rows, adopted, len(cosines), least, time.perf_counter() - started)
 

@@ -188,6 +188,27 @@ def test_imported_rows_are_bit_for_bit_those_of_the_other_machine(there, here, t
     assert rows(here) == rows(there.store)
 
 
+@pytest.mark.usefixtures("blocks_of_20")
+def test_a_space_that_is_imported_into_cannot_be_dropped_until_that_is_done(there, here, take_in, encoder):
+    other = here.open_space("other", encoder)
+    other.write([Embedded("a", 0, "d", next(iter(vectors(there.store).values())))], [])
+    refused: list[str] = []
+
+    def try_to_drop(stage: str, done: int, _: int) -> None:
+        if (stage, done) == ("importing", 40):
+            here.switch_default("other")
+            with pytest.raises(StoreError) as told:
+                here.drop_space(SPACE)
+            refused.append(str(told.value))
+
+    take_in(there.files["float32"], progress=try_to_drop)
+
+    assert refused == [f"A run is writing into space {SPACE}. Try again when it has ended."]
+    assert rows(here) == rows(there.store)
+    here.drop_space(SPACE)
+    assert rows(here) == []
+
+
 def test_a_search_finds_the_same_on_both_machines(there, here, take_in, encoder, settings):
     take_in(there.files["float32"])
     known = pl.read_parquet(there.files["float32"])["image_id"][5]

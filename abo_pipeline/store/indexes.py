@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
-from sqlalchemy import Connection, Engine, delete, func, literal, null, text
+from sqlalchemy import Connection, Engine, case, delete, func, literal, null, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 
@@ -25,7 +25,7 @@ from abo_pipeline.machine import cores, memory_bytes
 from abo_pipeline.sampling import LAST_KEY
 from abo_pipeline.store.database import ensure_vectorscale, transaction, translated
 from abo_pipeline.store.schema import Background, SizeIndex
-from abo_pipeline.store.spaces import EmbeddingSpace
+from abo_pipeline.store.spaces import EmbeddingSpace, space_lock
 from abo_pipeline.store.strategies import DISKANN, EXACT, HNSW, METHODS, STRATEGIES, Strategy, membership
 
 _POLL_SECONDS = 1.0
@@ -92,7 +92,7 @@ def build_index(
         StoreError: the database does not answer, or the index came out invalid.
     """
     started = time.monotonic()
-    with _maintenance(space) as connection:
+    with _maintenance(space, progress) as connection:
         rows = space.vectors(cutoff)
         chosen, reason = _choose(space.engine, connection, strategy, rows, exact_below)
         if reason:
@@ -130,7 +130,7 @@ def build_index(
 
 def drop_sizes_but(space: EmbeddingSpace, sizes: list[int], progress: Progress = lambda _: None) -> None:
     """Forget sizes that are no longer asked for, and drop what served them alone: an index costs every write."""
-    with _maintenance(space) as connection:
+    with _maintenance(space, progress) as connection:
         for table in (SizeIndex, Background):
             connection.execute(delete(table).where(table.space == space.name, table.size.not_in(sizes)))
         _drop_unused(connection, space, progress)
@@ -143,7 +143,7 @@ def drop_lost_indexes(space: EmbeddingSpace, progress: Progress = lambda _: None
     searches are answered, and nothing could be built.
     """
     lost = _OURS + "AND pg_relation_size(c.oid) = 0"
-    with _maintenance(space) as connection:
+    with _maintenance(space, progress) as connection:
         for name in connection.scalars(text(lost), _ours(space)).all():
             _drop(connection, name)
             progress(f"dropped {name}, whose file is gone")
@@ -188,31 +188,36 @@ def without_index_work(space: EmbeddingSpace, patience_s: float) -> Iterator[Non
     Raises:
         StoreError: somebody is at it, and still is after so many seconds.
     """
-    with _maintenance(space, patience_s):
+    with _maintenance(space, patience_s=patience_s):
         yield
 
 
 @contextmanager
-def _maintenance(space: EmbeddingSpace, patience_s: float = math.inf) -> Iterator[Connection]:
+def _maintenance(
+    space: EmbeddingSpace, progress: Progress = lambda _: None, *, patience_s: float = math.inf
+) -> Iterator[Connection]:
     """A connection for index work: without a transaction round it, and the only one for this space.
 
     It is nobody else's before or after: settings, and the lock if the work is cut short, end with its session.
     """
-    deadline = time.monotonic() + patience_s
+    deadline, waits = time.monotonic() + patience_s, False
     with translated(space.engine), space.engine.connect() as connection:
         connection = connection.execution_options(isolation_level="AUTOCOMMIT")
         connection.detach()
         lock = {"namespace": _LOCK_NAMESPACE, "space": space.name}
         # Asked for again and again: a session that waits inside pg_advisory_lock holds a snapshot, and a concurrent
         # build in the session that has the lock would wait for that snapshot for ever.
-        while not connection.scalar(text("SELECT pg_try_advisory_lock(:namespace, hashtext(:space))"), lock):
+        while not connection.scalar(space_lock("pg_try_advisory_lock"), lock):
             if time.monotonic() >= deadline:
                 raise StoreError(
                     f"An index of space {space.name} is being built or dropped. Try again when that is done."
                 )
+            if not waits:
+                progress(f"waiting for another process to be done with the indexes of space {space.name}")
+                waits = True
             time.sleep(_POLL_SECONDS)
         yield connection
-        connection.execute(text("SELECT pg_advisory_unlock(:namespace, hashtext(:space))"), lock)
+        connection.execute(space_lock("pg_advisory_unlock"), lock)
 
 
 def _build(
@@ -349,8 +354,11 @@ def _register(
     *,
     anew: bool,
 ) -> None:
-    """From here on searches use it. What was measured of the one before does not hold for this one."""
-    values = {
+    """From here on searches use it. What was measured of the one before does not hold for this one.
+
+    But of the same index, built anew, its effort is the best guess until it has been measured.
+    """
+    values: dict[str, Any] = {
         "cutoff": cutoff,
         "index_name": name,
         "built_at": func.now(),
@@ -362,10 +370,10 @@ def _register(
         "measured_at": null(),
     }
     statement = upsert(SizeIndex).values(space=space.name, size=size, **values)
-    differs = SizeIndex.index_name.is_distinct_from(name) | (SizeIndex.cutoff != cutoff) | literal(anew)
-    connection.execute(
-        statement.on_conflict_do_update(index_elements=[SizeIndex.space, SizeIndex.size], set_=values, where=differs)
-    )
+    differs = SizeIndex.index_name.is_distinct_from(name) | (SizeIndex.cutoff != cutoff)
+    values["efforts"] = case((differs, null()), else_=SizeIndex.efforts)
+    key = [SizeIndex.space, SizeIndex.size]
+    connection.execute(statement.on_conflict_do_update(index_elements=key, set_=values, where=differs | literal(anew)))
 
 
 def _extension(connection: Connection, strategy: Strategy | None) -> str | None:

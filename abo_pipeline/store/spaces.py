@@ -209,7 +209,7 @@ class EmbeddingSpace:
             StoreError: it has been dropped since it was opened, or is being dropped.
         """
         with self._session() as connection:
-            is_ours = connection.scalar(_writers_lock("pg_try_advisory_lock_shared"), self._writers)
+            is_ours = connection.scalar(space_lock("pg_try_advisory_lock_shared"), self._writers)
             there = connection.scalar(select(Space.fingerprint).where(Space.name == self.name))
             if not is_ours or there != self.fingerprint:
                 raise StoreError(f"Space {self.name} has been dropped meanwhile. Run again to make it anew.")
@@ -224,7 +224,7 @@ class EmbeddingSpace:
         """
         deadline = time.monotonic() + patience_s
         with self._session() as connection:
-            while not connection.scalar(_writers_lock("pg_try_advisory_lock"), self._writers):
+            while not connection.scalar(space_lock("pg_try_advisory_lock"), self._writers):
                 if time.monotonic() >= deadline:
                     raise StoreError(f"A run is writing into space {self.name}. Try again when it has ended.")
                 time.sleep(_POLL_SECONDS)
@@ -505,8 +505,11 @@ def as_array(vector: Any) -> NDArray[np.float32]:
     return array
 
 
-def _writers_lock(function: str) -> TextClause:
-    # By the catalogue's schema too: another catalogue may have a space of the same name.
+def space_lock(function: str) -> TextClause:
+    """A function of Postgres for advisory locks, called with ``:namespace`` and the space of the name ``:space``.
+
+    By the catalogue's schema too: another catalogue may have a space of the same name.
+    """
     return text(f"SELECT {function}(:namespace, hashtext(current_schema() || '.' || :space))")
 
 

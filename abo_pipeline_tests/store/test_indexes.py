@@ -18,7 +18,8 @@ from abo_pipeline.sampling import LAST_KEY
 from abo_pipeline.store import EmbeddingSpace, Store, indexes
 from abo_pipeline.store.database import open_engine, transaction
 from abo_pipeline.store.explain import plan_of
-from abo_pipeline.store.indexes import IndexStatus, build_index, drop_sizes_but
+from abo_pipeline.store.indexes import IndexStatus, build_index, drop_sizes_but, without_index_work
+from abo_pipeline.store.measures import keep, measured, now
 from abo_pipeline.store.nearest import Ask, nearest, scope
 from abo_pipeline.store.spaces import Embedded
 from benchmarks.stores import NamedOnly
@@ -375,6 +376,16 @@ def test_two_builds_of_the_same_index_at_once_end_with_one(space):
     assert vector_indexes(space) == {statuses[0].name: True}
 
 
+def test_a_build_says_that_it_waits_for_another(space):
+    words: queue.Queue[str] = queue.Queue()
+
+    with ThreadPoolExecutor(1) as threads, waiting_build(space, 100, 99) as first:
+        second = threads.submit(build, space, 100, 99, progress=words.put)
+        assert words.get(timeout=PATIENCE) == "waiting for another process to be done with the indexes of space clip"
+
+    assert (first.result().built, second.result().built) == (True, False)
+
+
 def test_builds_with_other_cutoffs_at_once_end_with_the_last(space):
     start = threading.Barrier(4)
 
@@ -401,6 +412,20 @@ def test_spaces_are_built_side_by_side(store, space):
         assert not building.done()
 
     assert building.result().valid
+
+
+def test_so_are_spaces_of_the_same_name_in_two_catalogues(space):
+    other = Store(open_engine(space.engine.url, "other")).open_space("clip", NamedEncoder())
+    write(other, *range(50))
+
+    with waiting_build(space, 100, 99) as building:
+        with without_index_work(other, 0):
+            assert not building.done()
+        status = build(other, 10)
+        assert not building.done()
+
+    assert (status.valid, building.result().valid) == (True, True)
+    other.engine.dispose()
 
 
 # --- Builds that fail ---
@@ -435,6 +460,22 @@ def test_a_rebuild_mends_an_invalid_index_too(space):
     assert (status.name, status.built, status.valid) == (name, True, True)
     assert vector_indexes(space) == {name: True}
     assert answers(space, 100) == exact_answers(range(100))
+
+
+def test_searches_keep_the_effort_of_an_index_that_is_built_anew_until_it_is_measured(space):
+    name = build(space, 100).name
+    kept = dict(rows=100, efforts={10: 77}, measures={"size": 100}, background={}, as_of=now(space))
+    assert keep(space, 100, name, **kept)
+
+    build(space, 100, rebuild=True)
+    again = scope(space, 100), measured(space, [100])[0].measures
+    build(space, 100, 89)
+    other = scope(space, 100), measured(space, [100])[0].measures
+
+    assert [(within.index_name == name, within.efforts, measures) for within, measures in (again, other)] == [
+        (True, {10: 77}, None),
+        (False, {}, None),
+    ]
 
 
 @pytest.mark.parametrize("function", ["pg_cancel_backend", "pg_terminate_backend"])
