@@ -5,12 +5,32 @@ Plain values. How the database tells a match is for ``store.filtering``.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from operator import index
 from typing import Any, Self
 
 from abo_pipeline.errors import QueryError
 
 _SIDES = ("min_width", "max_width", "min_height", "max_height")
 _MOST_PIXELS = 2**31 - 1
+
+
+def _values(name: str, given: str | Iterable[str]) -> tuple[str, ...]:
+    """Several texts, or one.
+
+    Raises:
+        QueryError: they are no texts.
+    """
+    values = (given,) if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
+    if wrong := [value for value in values if not isinstance(value, str)]:
+        raise QueryError(f"The filter {name} is {wrong[0]!r}; it is a text, or several of them.")
+    return values
+
+
+def _is_side(given: Any) -> bool:
+    try:
+        return 0 <= index(given) <= _MOST_PIXELS
+    except TypeError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -21,14 +41,14 @@ class Filters:
     conditions on products, and its own sides those on sides.
 
     Attributes:
-        product_type, color, brand, country: any of these values.
+        product_type, color, brand, country: any of these values; a text by itself is one value.
         keyword: any of these among the product's keywords.
         title: every word of these texts occurs in the product's title, as a word. A word is a run of letters and
             digits; a text without any asks nothing of the title.
         min_width, max_width, min_height, max_height: of the original image in pixels, inclusive.
 
     Raises:
-        QueryError: a text that Postgres cannot hold, or a side that is no number of pixels.
+        QueryError: a value that is no text, or one that Postgres cannot hold, or a side that is no number of pixels.
     """
 
     product_type: tuple[str, ...] = ()
@@ -44,17 +64,20 @@ class Filters:
 
     def __post_init__(self) -> None:
         for name in PRODUCT_FIELDS:
-            for value in getattr(self, name):
+            values = _values(name, getattr(self, name))
+            for value in values:
                 require_characters(value, f"The filter {name}")
+            # A text by itself would be taken for its letters.
+            object.__setattr__(self, name, values)
         for name in _SIDES:
             side = getattr(self, name)
-            if side is not None and not 0 <= side <= _MOST_PIXELS:
+            if side is not None and not _is_side(side):
                 raise QueryError(f"The filter {name} is {side}; a side has 0 to {_MOST_PIXELS:,} pixels.")
 
     @classmethod
     def of(cls, **given: Any) -> Self:
-        """A filter from flags or configuration: None, an empty list and a single text are understood."""
-        return cls(**{name: _value(name, value) for name, value in given.items() if value is not None})
+        """A filter from flags or configuration, where None asks nothing."""
+        return cls(**{name: value for name, value in given.items() if value is not None})
 
     @property
     def on_products(self) -> bool:
@@ -100,9 +123,3 @@ def require_characters(text: str, what: str) -> None:
     """
     if "\x00" in text or text.encode(errors="ignore").decode() != text:
         raise QueryError(f"{what} holds bytes that are no text in UTF-8.")
-
-
-def _value(name: str, value: str | int | Iterable[str]) -> Any:
-    if name in _SIDES:
-        return value
-    return (value,) if isinstance(value, str) else tuple(value)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from abo_pipeline.queries import parse_query
+from abo_pipeline.queries import parse_query, recorded
 from abo_pipeline.search import ImageSearch, stands_for
 from abo_pipeline.store.golden import Answers, last_recording, record
 
@@ -64,7 +64,7 @@ def watch(search: ImageSearch, queries: Sequence[str], sizes: Sequence[int]) -> 
         QueryError: a query cannot be answered; nothing is recorded then.
     """
     answers = {
-        (size, str(query)): [(hit.image_id, hit.similarity) for hit in search(query, TOP, size=size)]
+        (size, recorded(query)): [(hit.image_id, hit.similarity) for hit in search(query, TOP, size=size)]
         for query in (stands_for(search.space, parse_query(text)) for text in queries)
         for size in sizes
     }

@@ -19,6 +19,7 @@ from abo_pipeline.queries import (
     UrlQuery,
     one_query,
     parse_query,
+    recorded,
 )
 
 __all__ = [
@@ -130,7 +131,7 @@ class Hits(Sequence[Hit]):
     def as_json(self) -> dict[str, Any]:
         """Plain values, ready for ``json.dumps``."""
         return {
-            "query": str(self.query),
+            "query": recorded(self.query),
             "size": self.size,
             "warnings": list(self.warnings),
             "hits": [asdict(hit) for hit in self.hits],

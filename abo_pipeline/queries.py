@@ -16,8 +16,9 @@ How a query becomes a vector is for ``query_vectors``; what comes back, for ``hi
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 
 from abo_pipeline.errors import QueryError, StorageError
@@ -84,6 +85,13 @@ class UrlQuery:
             return public_url(self.url)
         except StorageError:
             return "…"
+
+    @property
+    def recorded_url(self) -> str:
+        """The same, with a digest of what is left out, so that two pictures stay two."""
+        if self.shown_url == self.url:
+            return self.url
+        return f"{self.shown_url}?{blake2b(self.url.encode(errors='replace'), digest_size=4).hexdigest()}"
 
     def __str__(self) -> str:
         return f"{URL}{_value(self.url)}"
@@ -227,14 +235,23 @@ def misread(text: str) -> str | None:
 
 def shown(query: Query) -> str:
     """The query for a heading or a message: short, and without what a path or a URL may give away."""
-    if not isinstance(query, MixQuery):
-        return shortened(str(_public(query)))
-    return shortened(str(MixQuery(tuple(Part(part.weight, _public(part.query)) for part in query.parts))))
+    return shortened(str(_with_terms(query, _public)))
+
+
+def recorded(query: Query) -> str:
+    """The query as it is written, for whatever is kept of it: of what may be secret in a URL there is a digest."""
+    return str(_with_terms(query, lambda term: UrlQuery(term.recorded_url) if isinstance(term, UrlQuery) else term))
 
 
 def shortened(text: str) -> str:
     """A text of any length as one that fits a line or two."""
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+
+
+def _with_terms(query: Query, change: Callable[[Term], Term]) -> Query:
+    if not isinstance(query, MixQuery):
+        return change(query)
+    return MixQuery(tuple(Part(part.weight, change(part.query)) for part in query.parts))
 
 
 def _public(term: Term) -> Term:

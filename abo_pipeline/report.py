@@ -17,7 +17,7 @@ from abo_pipeline.download import write_whole
 from abo_pipeline.errors import SettingsError
 from abo_pipeline.grids import GridRow, grid_figure, title_of
 from abo_pipeline.hits import Hits
-from abo_pipeline.queries import LikeQuery, Query, parse_query, parts_of
+from abo_pipeline.queries import LikeQuery, Query, parse_query, parts_of, recorded
 from abo_pipeline.search import ImageSearch, stands_for
 from abo_pipeline.store.nearest import image_path, scope
 
@@ -55,7 +55,7 @@ class Comparison:
     """One query at every size, smallest first.
 
     Attributes:
-        query: as asked.
+        query: as asked, but for a URL's secrets.
         asked: the path of the stored image that was searched by, if one was; of several the first.
         by_size: each size with its hits.
     """
@@ -124,7 +124,7 @@ def compare(search: ImageSearch, query: str, sizes: Sequence[int], k: int) -> Co
     """
     parsed = stands_for(search.space, parse_query(query))
     rows = tuple((coverage_of(search, size), search(parsed, k, size=size)) for size in sizes)
-    return Comparison(str(parsed), _asked(search, parsed), rows)
+    return Comparison(recorded(parsed), _asked(search, parsed), rows)
 
 
 def _asked(search: ImageSearch, query: Query) -> str | None:

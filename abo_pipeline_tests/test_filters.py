@@ -49,8 +49,20 @@ def test_what_is_no_text_is_refused(name, value):
     assert str(refused.value) == f"The filter {name} holds bytes that are no text in UTF-8."
 
 
+def test_a_text_by_itself_is_one_value_and_not_its_letters():
+    assert Filters(color="red", title=["a", "b"]) == Filters(color=("red",), title=("a", "b"))
+
+
+@pytest.mark.parametrize(("value", "wrong"), [(("x", 5), "5"), (7, "7"), ([None], "None")])
+def test_what_is_neither_a_text_nor_several_is_refused(value, wrong):
+    with pytest.raises(QueryError) as refused:
+        Filters(color=value)
+
+    assert str(refused.value) == f"The filter color is {wrong}; it is a text, or several of them."
+
+
 @pytest.mark.parametrize("name", ["min_width", "max_width", "min_height", "max_height"])
-@pytest.mark.parametrize("side", [-1, 2**31, 10**30, float("nan")])
+@pytest.mark.parametrize("side", [-1, 2**31, 10**30, float("nan"), 1.5, "5"])
 def test_what_is_no_number_of_pixels_is_refused(name, side):
     with pytest.raises(QueryError) as refused:
         Filters.of(**{name: side})

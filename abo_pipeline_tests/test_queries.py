@@ -1,5 +1,6 @@
 """How queries are written and read: mixes, single terms, and everything else, which is a text."""
 
+import re
 import time
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from abo_pipeline.queries import (
     misread,
     one_query,
     parse_query,
+    recorded,
     shown,
 )
 
@@ -211,6 +213,19 @@ def test_what_is_shown_of_a_query_is_short_and_keeps_secrets_and_folders():
     )
     assert shown(UrlQuery("https:s3cret")) == "url:…"
     assert shown(TextQuery("x" * 1000)) == "x" * 159 + "…"
+
+
+def test_what_is_kept_of_a_query_is_what_was_asked_without_secrets_and_two_pictures_stay_two():
+    one, other = (UrlQuery(f"https://me:s3cret@example.org/a.jpg?id={number}") for number in (1, 2))
+    query = mix((1, one), (-0.5, other), (1, UrlQuery("https://example.org/b.jpg")), (1, RED))
+
+    assert re.fullmatch(
+        r"url:https://example\.org/a\.jpg\?([0-9a-f]{8}) - 0\.5\*url:https://example\.org/a\.jpg\?(?!\1)[0-9a-f]{8} "
+        r'\+ url:https://example\.org/b\.jpg \+ "red shoe"',
+        recorded(query),
+    )
+    assert recorded(one) == recorded(UrlQuery(one.url)) != recorded(other)
+    assert [recorded(kept) for kept in (RED, LikeQuery("71a"))] == ["red shoe", "like:71a"]
 
 
 # --- Several flags at once ---
