@@ -125,10 +125,9 @@ class SizeMeasures:
         """recall@k by kind and k, at the effort that searches go by; of an exact search 1."""
         return {(point.kind, point.k): point.recall for point in self.points if self._is_used(point)}
 
-    @property
-    def met(self) -> bool:
-        """Whether recall is as high as it was to be, for every kind and number of hits."""
-        return all(recall >= self.target for recall in self.recalls().values())
+    def meets(self, target: float) -> bool:
+        """Whether recall is that high for every kind and number of hits."""
+        return all(recall >= target for recall in self.recalls().values())
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; ``of`` reads them."""

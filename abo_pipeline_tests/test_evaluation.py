@@ -250,7 +250,7 @@ def test_where_no_effort_is_enough_the_largest_is_kept_and_what_it_found(one_sig
 
     ladder = STRATEGIES["bit"].efforts(ROWS)
     assert found.efforts == dict.fromkeys(KS, ladder[-1]) == scope(one_sign.space, ROWS).efforts
-    assert not found.met
+    assert not found.meets(found.target)
     assert list(found.recalls()) == [(kind, k) for k in KS for kind in (IMAGE, TEXT)]
     assert all(recall < 0.99 for recall in found.recalls().values())
     assert len([words for words in said if "recall@" in words]) == len(KS) * len(ladder)
@@ -288,7 +288,7 @@ def test_recall_of_what_searches_use_meets_the_target(library):
         (300, "ivfflat", 300, 0.99),
         (ROWS, "ivfflat", ROWS, 0.99),
     ]
-    assert all(each.met for each in found)
+    assert all(each.meets(each.target) for each in found)
     assert [list(each.recalls()) for each in found] == [[(kind, k) for k in KS for kind in (IMAGE, TEXT)]] * 2
     within = scope(library.space, ROWS)
     assert library.recall(clip().texts(50), 10, within) >= 0.99
@@ -307,7 +307,7 @@ def test_a_size_without_an_index_is_measured_too(library):
 
     (found,), _ = measure(library)
 
-    assert (found.strategy, found.efforts, found.met) == ("exact", {}, True)
+    assert (found.strategy, found.efforts, found.meets(1.0)) == ("exact", {}, True)
     assert found.recalls() == {(kind, k): 1.0 for kind in (IMAGE, TEXT) for k in KS}
     assert {point.effort for point in found.points} == {0}
     assert len(background(library.space, 300, TEXT)) == len(background(library.space, 300, IMAGE)) == 200
