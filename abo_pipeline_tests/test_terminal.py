@@ -272,9 +272,18 @@ def test_of_no_hits_there_is_nothing_to_count():
 def test_how_an_answer_came_about_is_four_lines(effort, strategy):
     how = Explanation("hnsw", "by the size's index", "hnsw_clip_1", effort, "Index Scan hnsw_clip_1", 1_030, 1.5)
 
-    assert explained_lines(ExplainedHits(how, 12.34, 1.5, 0.26, {"a": 1})) == [
+    assert explained_lines(ExplainedHits(how, 1, 12.34, 1.5, 0.26, {"a": 1})) == [
         ("strategy", strategy),
         ("plan", "Index Scan hnsw_clip_1"),
         ("rows visited", "1,030"),
         ("milliseconds", "12.3 encode, 1.5 SQL, 0.3 fetch"),
+    ]
+
+
+def test_of_several_searches_the_last_is_told():
+    how = Explanation("exact", "this size has no index", None, 0, "Seq Scan embeddings_clip", 1_030, 1.5)
+
+    assert explained_lines(ExplainedHits(how, 7, 12.34, 1.5, 0.26, {"a": 1}))[:2] == [
+        ("searches", "7, each going on behind the one before; this is the last"),
+        ("strategy", "exact: this size has no index"),
     ]
