@@ -121,7 +121,13 @@ class ImageSearch:
         if len(hits) < len(found):
             more += (f"{'The other' if hits else 'All'} hits are below the least similarity, {min_similarity:g}.",)
         elif len(found) < k and not more:
-            there = count_matching(self.space, within.cutoff, filters, asked.made_from)
+            # The last page of hits that were not folded tells how many there are.
+            is_told = fold is None and (found or page == 1)
+            there = (
+                (page - 1) * k + len(found)
+                if is_told
+                else count_matching(self.space, within.cutoff, filters, asked.made_from)
+            )
             more += (_why_few(len(found), k, page, there, filters, folded=fold is not None),)
         return Hits(
             query,
