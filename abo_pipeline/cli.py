@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 from rich.console import Console
@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from abo_pipeline.errors import AboError, QueryError, SettingsError
-from abo_pipeline.settings import PROJECT_ROOT, Settings
+from abo_pipeline.settings import PROJECT_ROOT, IndexStrategy, Settings
 
 if TYPE_CHECKING:
     from abo_pipeline.hits import Hits
@@ -156,15 +156,17 @@ def demo() -> None:
 @click.option("--catalogue", metavar="NAME", help="Keeps archives apart in one database. Default: abo.")
 @click.option("--allow-removal", is_flag=True, help="Let many images leave the catalogue, and their vectors with them.")
 @click.option("--retry-failures", is_flag=True, help="Try images again that failed before.")
+@click.option("--again", is_flag=True, help="What is not said here is as in the last run, instead of the default.")
 @click.option("--until", metavar="ASSET", help="Stop after this asset; image_paths is all that `abo plan` needs.")
-def run(retry_failures: bool, allow_removal: bool, until: str | None, **options: str | None) -> None:
+def run(retry_failures: bool, again: bool, allow_removal: bool, until: str | None, **options: str | None) -> None:
     """Run the whole pipeline: fetch, filter, embed, index, report. What is done already is not done again.
 
-    Without flags and variables it is the official archive; --retry-failures alone repeats the last run.
+    Without flags and variables it is the official archive; with --again, or --retry-failures alone, that of the last
+    run.
     """
     # A bare retry is about the failures of the last run; any other run is what its flags and variables say.
-    again = retry_failures and not any(options.values())
-    settings = Settings.last() if again else Settings.read(**options)
+    again = again or (retry_failures and not any(options.values()))
+    settings = Settings.last(**options) if again else Settings.read(**options)
     _run(settings, retry_failures=retry_failures, allow_removal=allow_removal, until=until)
 
 
@@ -301,7 +303,7 @@ def search(
         click.echo(json.dumps(found.as_json(), indent=1, ensure_ascii=False))
         return
     _print_found(found)
-    if grid is not None:
+    if grid is not None and found.hits:
         out.print(f"pictures: {escape(str(grid))}")
 
 
@@ -317,7 +319,6 @@ def search(
 )
 def export_(file: Path, space: str | None, precision: str) -> None:
     """Write an embedding space to a parquet FILE, for `abo import` on another machine."""
-    from abo_pipeline.errors import PortableError
     from abo_pipeline.portable import export_space
     from abo_pipeline.search import searched_space
     from abo_pipeline.store import opened_store
@@ -325,10 +326,7 @@ def export_(file: Path, space: str | None, precision: str) -> None:
 
     settings = Settings.last()
     with opened_store(settings) as store, bar("exporting", "vectors", err) as advance:
-        name = space or searched_space(store, settings)
-        found = store.find_space(name)
-        if found is None:
-            raise PortableError(f"Nothing has been embedded into space {name} yet. Run `abo run` first.")
+        found = store.known_space(space or searched_space(store, settings))
         done = export_space(found, file, catalogue=settings.catalogue, precision=precision, progress=advance)
     words = f"{done.rows:,} vectors of space {found.name}, {found.dimension} dimensions in {precision}"
     out.print(f"[bold]exported[/]    {words}, {done.bytes / 1e6:,.1f} MB, in {done.seconds:.1f} s: {escape(str(file))}")
@@ -362,13 +360,16 @@ def import_(file: Path, space: str | None, check: int) -> None:
         f"in {done.seconds:.1f} s; {images.unchanged:,} were there already, {images.unknown:,} are not in the "
         f"catalogue, {images.other_bytes:,} have other bytes here"
     )
+    out.print(f"[bold]next[/]        abo run --again --space {settings.space_name}: embed the rest, build the indexes")
+    _note_other_space(settings, "These are vectors of")
 
 
 @cli.command()
-@click.option("--strategy", metavar="NAME", help="exact, hnsw, hnsw_float, ivfflat, bit or diskann.")
+@click.option("--strategy", type=click.Choice(get_args(IndexStrategy)), help="How to index. Default: as before.")
 @click.option("--size", "sizes", type=int, multiple=True, metavar="N", help="Only this size; may be repeated.")
 @click.option("--rebuild", is_flag=True, help="Build anew what is there, as after damage or an upgrade.")
-def index(strategy: str | None, sizes: tuple[int, ...], rebuild: bool) -> None:
+@click.option("--space", metavar="NAME", help="Of this embedding space. Default: that of the last run.")
+def index(strategy: str | None, sizes: tuple[int, ...], rebuild: bool, space: str | None) -> None:
     """Build the vector indexes, and measure what they find. Searches go on meanwhile.
 
     A strategy that is given is remembered for the commands that follow, until the next `abo run`; ABO_STRATEGY lasts.
@@ -376,12 +377,13 @@ def index(strategy: str | None, sizes: tuple[int, ...], rebuild: bool) -> None:
     from abo_pipeline.runner import build_indexes
     from abo_pipeline.terminal import TerminalProgress, index_notes, index_rows
 
-    settings = Settings.last(strategy=strategy)
+    settings = _of_space(space, strategy=strategy)
     with TerminalProgress(out, err) as progress:
         metadata = build_indexes(settings, progress, sizes=sizes, rebuild=rebuild)
     _print_table(*index_rows(metadata))
     for words in index_notes(metadata):
         out.print(escape(words), soft_wrap=False)
+    _note_other_space(settings, "These are indexes of")
 
 
 @cli.group(cls=_CommandGroup)
@@ -450,15 +452,17 @@ def drop(name: str, yes: bool) -> None:
 @cli.command()
 @click.option("--size", type=int, metavar="N", help="Among so many images. Default: the largest size that is embedded.")
 @click.option("--rungs", metavar="NAME,NAME", help="Only these ways to store and index. Default: all.")
+@click.option("--space", metavar="NAME", help="Of this embedding space. Default: that of the last run.")
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
-def ladder(size: int | None, rungs: str | None, as_json: bool) -> None:
+def ladder(size: int | None, rungs: str | None, space: str | None, as_json: bool) -> None:
     """Measure the ways to store and index the vectors, and recommend one. Takes minutes."""
     from abo_pipeline.runner import run_ladder
     from abo_pipeline.terminal import TerminalProgress, ladder_rows
 
     names = None if rungs is None else [name.strip() for name in rungs.split(",") if name.strip()]
+    settings = _of_space(space)
     with TerminalProgress(err if as_json else out, err) as progress:
-        found = run_ladder(Settings.last(), progress, size=size, rungs=names)
+        found = run_ladder(settings, progress, size=size, rungs=names)
     if as_json:
         click.echo(json.dumps(found.as_json(), indent=1, ensure_ascii=False))
         return
@@ -467,6 +471,7 @@ def ladder(size: int | None, rungs: str | None, as_json: bool) -> None:
     for name, reason in found.left_out.items():
         out.print(escape(f"{name}: left out, because {reason}"))
     out.print(f"\n{escape(found.advice.words)}")
+    _note_other_space(settings, "This is about")
 
 
 @cli.command()
@@ -610,6 +615,31 @@ def _run(
             progress.say("space", f"embedded into {name}, while searches use {other}. To switch: abo spaces use {name}")
 
 
+def _of_space(name: str | None, **options: str | None) -> Settings:
+    """The settings of the last run, but of another space and of the model and precision that it was made with.
+
+    Raises:
+        StoreError: there is no such space.
+    """
+    if name is None:
+        return Settings.last(**options)
+    from abo_pipeline.store import opened_store
+
+    with opened_store(Settings.last(space=name)) as store:
+        space = store.known_space(name)
+    return Settings.last(space=name, model=space.model, precision="auto", **options)
+
+
+def _note_other_space(settings: Settings, what: str) -> None:
+    """Say that searches use another space than the one that something was done to."""
+    from abo_pipeline.runner import space_searched_instead
+
+    if other := space_searched_instead(settings):
+        name = settings.space_name
+        err.print(f"[yellow]note:[/] {what} space {name}, while searches use {other}: --space {other}, or ", end="")
+        err.print(f"abo spaces use {name}")
+
+
 def _warn_of_the_variable(default: str) -> None:
     """Say that searches from here use another space all the same."""
     variable = Settings.read().space
@@ -674,7 +704,7 @@ def _search(
     image_search = open_search(settings, space=space)
     hits = image_search(query, k, **options)
     how = {name: value for name, value in options.items() if name != "min_similarity"}
-    if grid:
+    if grid and hits:
         try:
             image_search.display(hits).savefig(grid)
         except OSError as error:
@@ -744,5 +774,8 @@ def _print_found(found: _Found) -> None:
         beside.add_row(*map(escape, line))
     if beside.rows:
         out.print(beside)
+    if hits.size is None:
+        named = f" --space {hits.space}" if hits.space else ""
+        err.print(f"[yellow]note:[/] no size is indexed yet, so everything was compared: abo index{named}")
     for warning in hits.warnings:
         err.print(f"[yellow]note:[/] {escape(warning)}")

@@ -85,6 +85,11 @@ class Filters:
         return any(getattr(self, name) for name in PRODUCT_FIELDS)
 
     @property
+    def on_values(self) -> bool:
+        """Whether anything is asked of a product that has one of certain values, which a title has not."""
+        return any(getattr(self, name) for name in PRODUCT_FIELDS if name != "title")
+
+    @property
     def on_sides(self) -> bool:
         """Whether anything is asked of the image's sides."""
         return any(getattr(self, name) is not None for name in _SIDES)

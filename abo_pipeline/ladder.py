@@ -39,6 +39,7 @@ SLOWER_BY = 1.25
 SLOWER_BY_MS = 1.0
 """A search that takes no longer than this many times the quickest, or so many milliseconds more, is as good as it."""
 
+_MOST_COMPONENTS = 128
 _DPI = 110
 
 
@@ -234,7 +235,7 @@ def measure_ladder(
     rows = 0
     with scratch(space, progress) as table:
         for storage, group in itertools.groupby(wanted, key=lambda rung: rung.storage):
-            projection, rows, seconds = _store(table, space, within, storage, settings.ladder_pca, progress)
+            projection, rows, seconds = _store(table, space, within, storage, _components(space, settings), progress)
             for rung in group:
                 try:
                     measured.append(exam.sit(table, rung, rows, projection, seconds))
@@ -387,11 +388,16 @@ def _wanted(
     return [rung for rung in chosen if rung.name not in reasons], reasons
 
 
+def _components(space: EmbeddingSpace, settings: Settings) -> int:
+    """How many principal components the rung with a projection has."""
+    return settings.ladder_pca or max(1, min(_MOST_COMPONENTS, space.dimension // 2))
+
+
 def _obstacle(space: EmbeddingSpace, settings: Settings, rung: Rung) -> str:
     """Why a rung cannot be measured here; empty if it can."""
-    if rung.storage is Storage.PROJECTED and settings.ladder_pca >= space.dimension:
+    if rung.storage is Storage.PROJECTED and (components := _components(space, settings)) >= space.dimension:
         return (
-            f"ABO_LADDER_PCA is {settings.ladder_pca:,}, and the vectors have no more than {space.dimension:,} "
+            f"ABO_LADDER_PCA is {components:,}, and the vectors have no more than {space.dimension:,} "
             "dimensions; set it lower"
         )
     if rung.strategy and lacks_extension(space, rung.strategy):

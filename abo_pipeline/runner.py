@@ -185,7 +185,7 @@ def build_indexes(
     rebuild: bool = False,
     **resource_overrides: Any,
 ) -> dict[str, Any]:
-    """Build the vector indexes and measure them; the settings, with their strategy, are remembered.
+    """Build the vector indexes and measure them; the strategy is remembered for the commands that follow.
 
     Args:
         settings: of the run whose vectors they are over.
@@ -206,7 +206,7 @@ def build_indexes(
     with _only_run(settings), dagster_instance(settings) as instance:
         metadata = _materialize(definitions, instance, "embedding_index", config=config)
         progress.finished("embedding_index", metadata)
-        settings.remember()
+        settings.remember("strategy")
     return metadata
 
 
@@ -361,6 +361,7 @@ def _execute(
 
     Raises:
         CheckError: a blocking check did not pass.
+        CatalogError: an asset that is needed has not been materialized.
         KeyboardInterrupt: Ctrl-C.
         AboError: what stopped an asset or op.
     """
@@ -378,6 +379,8 @@ def _execute(
     except dg.DagsterExecutionInterruptedError:
         # Dagster's own exception for Ctrl-C, which nothing outside of it would take for one.
         raise KeyboardInterrupt from None
+    except dg.Failure as error:
+        raise CatalogError(f"{error.description} `abo run` materializes everything that is missing.") from error
     except dg.DagsterError as error:
         if wrong := checks_not_passed(instance, run_id):
             raise CheckError(wrong) from error

@@ -18,7 +18,7 @@ import numpy as np
 
 from abo_pipeline.encoder import ClipEncoder, Encoder, Vectors, encoder_from
 from abo_pipeline.errors import DamagedIndexError, ModelError, QueryError
-from abo_pipeline.evaluation import percentile
+from abo_pipeline.evaluation import TEXT, percentile
 from abo_pipeline.filters import NO_FILTER, Filters
 from abo_pipeline.folding import MOST_CANDIDATES, Candidate, End, Folding, FoldRules
 from abo_pipeline.grids import row_figure
@@ -231,23 +231,25 @@ class ImageSearch:
         return self._untrusted.get(index)
 
     def _match(self, asked: QueryVector, within: Scope, best: Neighbour | None) -> Match | None:
-        """How good the best hit is: for what is wanted of the kind, text or image, that it is less good for."""
+        """How good the best hit is for what is wanted; None if that cannot be judged."""
         if best is None or within.size is None:
             return None
-        similarities = self._similarities(asked, best)
-        shares = {
-            kind: percentile(background(self.space, within.size, kind), similarity)
-            for kind, similarity in similarities.items()
-        }
-        matches = [Match(kind, share) for kind, share in shares.items() if share is not None]
-        return min(matches, key=lambda match: match.percentile, default=None)
+        kind, similarity = self._judged(asked, best)
+        share = None if similarity is None else percentile(background(self.space, within.size, kind), similarity)
+        return None if share is None else Match(kind, share)
 
-    def _similarities(self, asked: QueryVector, best: Neighbour) -> dict[str, float]:
-        """How similar the best hit is to what is wanted, by kind; to a query of one part, as it was found."""
-        if [vector is asked.vector for _, vector in asked.wanted] == [True]:
-            return {kind: best.similarity for kind, _ in asked.wanted}
-        vector = stored_vector(self.space, best.image_id)
-        return {} if vector is None else {kind: float(vector @ direction) for kind, direction in asked.wanted}
+    def _judged(self, asked: QueryVector, best: Neighbour) -> tuple[str, float | None]:
+        """How similar the best hit is to what is wanted, and of which kind that is.
+
+        To a query of one part, as it was found. Of a mix, to what its texts say. Not to its pictures: what is like one
+        of them and also something else is seldom as near to it as its neighbours are, and so as those of any picture.
+        """
+        match asked.wanted:
+            case ((kind, direction),) if direction is asked.vector:
+                return kind, best.similarity
+        texts = [direction for kind, direction in asked.wanted if kind == TEXT]
+        vector = stored_vector(self.space, best.image_id) if texts else None
+        return TEXT, None if vector is None else float(vector @ texts[0])
 
 
 @dataclass(frozen=True)
@@ -472,17 +474,19 @@ _LOOKED_FAR = f"Only the {MOST_CANDIDATES:,} nearest pictures were looked at: th
 def _why_few(found: int, k: int, page: int, there: int, filters: Filters, *, folded: bool) -> str:
     """Why there are fewer than k hits on a page, of so many images that there are."""
     if not there:
-        return (
-            f"No image that is searched passes the filter {filters}. `abo search` without it and with --facets shows "
-            "which values there are."
-            if filters
-            else "No image that is searched is embedded yet."
-        )
+        if not filters:
+            return "No image that is searched is embedded yet: `abo run` embeds those that are missing."
+        nothing = f"No image that is searched passes the filter {filters}."
+        if filters.on_values:
+            return f"{nothing} `abo search` without it and with --facets shows which values hits have."
+        return f"{nothing} Words of a title are whole words." if filters.title else nothing
     what = "1 image" if there == 1 else f"{there:,} images"
     what += (" passes the filter" if there == 1 else " pass the filter") if filters else " in all"
     if folded:
         return f"There are no more hits: {what}, and pictures of one thing are one hit."
-    return f"There are no more hits: {what}." if found or page == 1 else f"There is no page {page} of {k:,}: {what}."
+    if found or page == 1:
+        return f"There are no more hits: {what}."
+    return f"There is no page {page:,} of {k:,} hits: {what}, and the last page is {-(-there // k):,}."
 
 
 def _exactly(within: Scope) -> Scope:

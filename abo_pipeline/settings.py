@@ -34,6 +34,8 @@ _LARGEST_SIZE = 10**9
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
+_NOT_REMEMBERED = {"database_url", "alert_url", "state_dir"}
+
 _RUNS_GO_BY = ("archive", "catalogue", "embedded", "min_side", "model", "partitions", "space")
 """Settings in which a code location and the runs that it asks for must agree."""
 
@@ -98,6 +100,9 @@ def _prompts(prompts: tuple[str, ...]) -> tuple[str, ...]:
     if any(prompt.count("{}") != 1 for prompt in prompts):
         raise ValueError("each prompt holds {} once, where the text goes")
     return _distinct(prompts)
+
+
+IndexStrategy = Literal["exact", "hnsw", "hnsw_float", "ivfflat", "bit", "diskann"]
 
 
 class Settings(BaseSettings):
@@ -182,7 +187,7 @@ class Settings(BaseSettings):
     reports_url: str = Field(
         "", description="Where a web server shows the folder of reports, for links in Dagster's UI. Unset: file links."
     )
-    strategy: Literal["exact", "hnsw", "hnsw_float", "ivfflat", "bit", "diskann"] = Field(
+    strategy: IndexStrategy = Field(
         "hnsw",
         description="How sizes are indexed: exact (no index), hnsw (half precision), hnsw_float, ivfflat, bit, or "
         "diskann where the server has pgvectorscale, else hnsw.",
@@ -197,10 +202,11 @@ class Settings(BaseSettings):
         description="Recall that the effort of searches is raised for, at 10 and at 100 hits, for images and texts.",
     )
     index_memory_mb: int = Field(1024, ge=1, description="At most so much memory for building one vector index.")
-    ladder_pca: int = Field(
-        128,
+    ladder_pca: int | None = Field(
+        None,
         ge=1,
-        description="Principal components of the storage ladder's rung pca; fewer than the vectors have dimensions.",
+        description="Principal components of the storage ladder's rung pca, fewer than the vectors have dimensions. "
+        "Unset: 128, or half of the dimensions where that is fewer.",
     )
     queries: Annotated[tuple[str, ...], NoDecode, _split(";"), AfterValidator(_distinct)] = Field(
         PRODUCT_QUERIES,
@@ -294,28 +300,43 @@ class Settings(BaseSettings):
     def last(cls, **arguments: Any) -> Self:
         """Settings from arguments, variables and what the last run in this state folder was given."""
         settings = cls.read(**arguments)
-        if not settings._memory.is_file():
+        remembered = settings._remembered()
+        if not remembered:
             return settings
         try:
-            remembered = json.loads(settings._memory.read_text(encoding="utf-8"))
+            return cls.read(**arguments, remembered=remembered)
+        except SettingsError as error:
+            raise settings._unreadable(error) from None
+
+    def _remembered(self) -> dict[str, Any]:
+        """What the last run was given, as plain values; nothing before the first."""
+        try:
+            remembered = json.loads(self._memory.read_text(encoding="utf-8")) if self._memory.is_file() else {}
             if not isinstance(remembered, dict):
                 raise ValueError("it holds no settings")
-            return cls.read(**arguments, remembered=remembered)
-        except (OSError, ValueError, SettingsError) as error:
-            raise SettingsError(
-                f"{settings._memory} cannot be read ({str(error).removesuffix('.')}). "
-                "Delete it, and run `abo run` again."
-            ) from None
+        except (OSError, ValueError) as error:
+            raise self._unreadable(error) from None
+        return remembered
 
-    def remember(self) -> None:
+    def _unreadable(self, error: Exception) -> SettingsError:
+        return SettingsError(
+            f"{self._memory} cannot be read ({str(error).removesuffix('.')}). Delete it, and run `abo run` again."
+        )
+
+    def remember(self, *names: str) -> None:
         """Keep these settings for the commands that follow, readable for their user alone.
 
         An archive's URL may hold a secret. URLs that are secrets, and the state folder's own place, are left out.
 
+        Args:
+            names: only these of them; the others stay as the last run left them.
+
         Raises:
-            SettingsError: the state folder cannot be written.
+            SettingsError: the state folder cannot be written, or what is remembered cannot be read.
         """
-        text = self.model_dump_json(exclude={"database_url", "alert_url", "state_dir"}, indent=2)
+        remembered = self._remembered() if names else {}
+        given = self.model_dump(mode="json", include=set(names) if remembered else None, exclude=_NOT_REMEMBERED)
+        text = json.dumps(remembered | given, indent=2, ensure_ascii=False)
         self.folder()
         try:
             partial = self._memory.with_suffix(f".{os.getpid()}.part")

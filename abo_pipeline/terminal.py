@@ -239,8 +239,11 @@ def index_rows(metadata: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[st
 
 
 def index_notes(metadata: dict[str, Any]) -> list[str]:
-    """Why a size is searched otherwise than was asked for."""
-    return [f"size {row['size']:,}: {row['why']}" for row in metadata["indexes"] if row["why"]]
+    """Why a size is searched otherwise than was asked for, and which are searched no more."""
+    notes = [f"size {row['size']:,}: {row['why']}" for row in metadata["indexes"] if row["why"]]
+    if dropped := metadata["sizes_dropped"]:
+        notes.append(f"dropped, for they are none of ABO_SIZES any more: {dropped}")
+    return notes
 
 
 def facet_lines(facets: Facets, words: Sequence[Count]) -> list[tuple[str, str]]:

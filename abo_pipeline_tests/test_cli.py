@@ -24,6 +24,9 @@ from abo_pipeline import cli
 from abo_pipeline.archive import Archive
 from abo_pipeline.catalog import member_name
 from abo_pipeline.sample import SMALL_CLIP, draw_sample
+from abo_pipeline.settings import Settings
+from abo_pipeline.store import opened_store
+from abo_pipeline.store.database import transaction
 from abo_pipeline_tests.archives import jpeg, write_images, write_tar
 from abo_pipeline_tests.conftest import fresh_database
 
@@ -188,7 +191,9 @@ def test_a_run_reports_each_asset_and_the_commands_that_follow_need_no_flags(abo
     assert err.endswith("Use that model, or name another space with --space (ABO_SPACE).\n")
     assert json.loads(abo("search", "a red chair", "-k", "5", "--json")[1]) == answer
 
-    # A bare retry repeats the last run.
+    # A bare retry repeats the last run, and so does what is asked for in so many words, but for what else it says.
+    code, out, _ = abo("run", "--again", "--sizes", "20")
+    assert (code, Settings.last().archive, Settings.last().sizes) == (0, str(sample.archive), (20,))
     code, out, _ = abo("run", "--retry-failures")
     assert code == 0
     assert record(out)["embeddings"].endswith(", failed 2")
@@ -376,7 +381,7 @@ def test_a_search_is_narrowed_paged_folded_counted_and_explained(abo, run, monke
     assert [page["page"] for page in pages] == [1, 2, 3]
     assert [page["match"] for page in pages] == [pages[0]["match"]] * 3
     code, out, err = abo("search", "a chair", "-k", "50", "--page", "9")
-    assert (code, err) == (0, f"note: There is no page 9 of 50: {count} images in all.\n")
+    assert (code, err) == (0, f"note: There is no page 9 of 50 hits: {count} images in all, and the last page is 3.\n")
     assert re.fullmatch(r"a chair, among 1,000 images \(.*\)\nno hits\n", out)
 
     # One hit a product, which says which others it stands for.
@@ -425,7 +430,10 @@ def test_a_search_is_narrowed_paged_folded_counted_and_explained(abo, run, monke
     alone = next(" ".join(title) for title in titles if sum(title <= other for other in titles) == 1)
     few = {
         ("--product-type", "NOPE"): "No image that is searched passes the filter product_type NOPE. `abo search` "
-        "without it and with --facets shows which values there are.",
+        "without it and with --facets shows which values hits have.",
+        ("--min-width", "99999"): "No image that is searched passes the filter min_width 99999.",
+        ("--title", "office ch"): "No image that is searched passes the filter title office ch. Words of a title are "
+        "whole words.",
         ("--product-type", "BED", "-k", "50"): f"There are no more hits: {len(beds)} images pass the filter.",
         ("--title", alone): "There are no more hits: 1 image passes the filter.",
         ("--size", "20", "-k", "50"): f"There are no more hits: {len(smallest)} images in all.",
@@ -493,14 +501,33 @@ def test_indexes_are_built_by_another_strategy_which_is_remembered(abo, run, mon
 
     # What cannot be: in words, and nothing is remembered of it.
     refused = {
-        ("--strategy", "x"): "ABO_STRATEGY has value 'x': Input should be 'exact', 'hnsw', 'hnsw_float', 'ivfflat', "
-        "'bit' or 'diskann'.",
-        ("--strategy", "bit", "--size", "77"): "77 is none of the sizes 20, 60, 1,000: name it in ABO_SIZES first.",
+        ("--strategy", "bit", "--size", "77"): "77 is none of the sizes 20, 60, 1,000. To have it beside them: "
+        "ABO_SIZES=20,60,77,1000, or abo run --sizes 20,60,77,1000.",
+        ("--space", "nowhere"): "There is no embedding space 'nowhere'. This catalogue has small_clip.",
     }
     assert {words: abo("index", *words) for words in refused} == {
         words: (2, "", f"error: {message}\n") for words, message in refused.items()
     }
+    assert (
+        "'x' is not one of 'exact', 'hnsw', 'hnsw_float', 'ivfflat', 'bit', 'diskann'"
+        in abo("index", "--strategy", "x")[2]
+    )
     assert remembered() == "hnsw"
+
+    # Of what variables say meanwhile nothing is remembered, and sizes that are not named stay until all are asked for.
+    monkeypatch.setenv("ABO_SIZES", "10")
+    assert abo("index", "--size", "10")[0] == 0
+    monkeypatch.delenv("ABO_SIZES")
+    assert [json.loads(abo("search", "a chair", "--json")[1])["size"], searched_sizes()] == [1000, [10, 20, 60, 1000]]
+    code, out, _ = abo("index")
+    assert (code, searched_sizes()) == (0, [20, 60, 1000])
+    assert out.splitlines()[-1] == "dropped, for they are none of ABO_SIZES any more: 10"
+
+
+def searched_sizes() -> list[int]:
+    """Of the default space, those that some index or an exact search serves."""
+    with opened_store(Settings.last()) as store, transaction(store.engine) as connection:
+        return list(connection.scalars(text("SELECT size FROM size_indexes ORDER BY 1")))
 
 
 @pytest.mark.parametrize(
@@ -592,8 +619,9 @@ def test_what_one_machine_exports_another_need_not_embed(abo, run, server, monke
         abo(*run, "--until", "image_paths")
         code, out, _ = abo("import", tmp_path / "half.parquet", "--space", "half", "--check", "3")
         assert code == 0
-        checked, imported = out.splitlines()
+        checked, imported, next_step = out.splitlines()
         assert re.fullmatch(r"checked     3 images embedded again here, least cosine 1\.0000\d", checked)
+        assert next_step == "next        abo run --again --space half: embed the rest, build the indexes"
         counts = "0 were there already, 0 are not in the catalogue, 0 have other bytes here"
         assert re.fullmatch(
             rf"imported    accepted {embedded} of {embedded} vectors into space half, in [\d.]+ s; {counts}", imported
@@ -613,7 +641,10 @@ def test_what_one_machine_exports_another_need_not_embed(abo, run, server, monke
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("export", "e.parquet"), "Nothing has been embedded into space clip_vit_b_32 yet. Run `abo run` first."),
+        (
+            ("export", "e.parquet"),
+            "There is no embedding space 'clip_vit_b_32'. Nothing has been embedded yet: `abo run`.",
+        ),
         (
             ("import", "no.parquet"),
             "no.parquet does not exist, or is no file. Give a file that `abo export` has written.",

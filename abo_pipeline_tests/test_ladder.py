@@ -194,6 +194,12 @@ def test_what_cannot_be_measured_is_refused_in_words(library, asked, message):
     assert str(refused.value) == message
 
 
+def test_without_a_number_of_components_it_is_half_of_few_dimensions(library):
+    ladder = measure_ladder(library.space, ClipEncoder(), settings(ladder_pca=None), size=50, rungs=["pca"])
+
+    assert f"; {DIMENSION // 2} hold " in ladder.rungs[0].words
+
+
 def test_components_that_are_asked_for_must_be_fewer(library):
     with pytest.raises(SettingsError) as refused:
         measure_ladder(library.space, ClipEncoder(), settings(ladder_pca=65), rungs=["pca"])

@@ -497,13 +497,15 @@ def test_a_size_that_is_none_of_the_settings_is_refused_and_nothing_is_remembere
     with pytest.raises(SettingsError) as refused:
         rebuilt(settings.model_copy(update={"strategy": "bit"}), sizes=[10, 11])
 
-    assert str(refused.value) == "11 is none of the sizes 10, 20: name it in ABO_SIZES first."
+    assert str(refused.value) == (
+        "11 is none of the sizes 10, 20. To have it beside them: ABO_SIZES=10,11,20, or abo run --sizes 10,11,20."
+    )
     assert Settings.last().strategy == "hnsw"
 
 
 def test_an_index_that_misses_the_target_is_an_error_with_the_remedy_and_is_not_remembered(settings, monkeypatch):
     run(settings)
-    monkeypatch.setattr(SizeMeasures, "met", False)
+    monkeypatch.setattr(SizeMeasures, "meets", lambda _, target: target > 1)
 
     with pytest.raises(CheckError) as failed:
         rebuilt(settings.model_copy(update={"strategy": "bit"}))

@@ -237,15 +237,14 @@ def test_a_query_is_printed_in_json_as_it_is_written(search):
         (dict(k=41, size=40), 40, "There are no more hits: 40 images in all."),
         (dict(k=100), 30, "There are no more hits: 30 images in all."),
         (dict(k=25, size=40, page=2), 15, "There are no more hits: 40 images in all."),
-        (dict(k=20, size=40, page=3), 0, "There is no page 3 of 20: 40 images in all."),
+        (dict(k=20, size=40, page=3), 0, "There is no page 3 of 20 hits: 40 images in all, and the last page is 2."),
         (dict(k=5, size=40, min_similarity=1.0), 0, "All hits are below the least similarity, 1."),
         (dict(k=40, size=40, min_similarity=0.9), 20, "The other hits are below the least similarity, 0.9."),
         (dict(k=5, filters=Filters(min_width=1200)), 5, None),
         (
             dict(k=5, filters=Filters(min_width=1201)),
             0,
-            "No image that is searched passes the filter min_width 1201. `abo search` without it and with --facets "
-            "shows which values there are.",
+            "No image that is searched passes the filter min_width 1201.",
         ),
         (dict(k=50, size=40, filters=Filters(min_width=7)), 40, "There are no more hits: 40 images pass the filter."),
         (
@@ -274,7 +273,7 @@ def test_a_space_in_which_nothing_is_embedded_yet_says_so(search):
     hits = search("red", k=3)
 
     assert (hits.hits, hits.match) == ((), None)
-    assert hits.warnings == ("No image that is searched is embedded yet.",)
+    assert hits.warnings == ("No image that is searched is embedded yet: `abo run` embeds those that are missing.",)
 
 
 @pytest.mark.parametrize("size", [30, 40])

@@ -63,7 +63,7 @@ def test_the_defaults_are_the_official_archive_and_the_full_model(tmp_path):
         "exact_below": 2_000,
         "recall_target": 0.99,
         "index_memory_mb": 1024,
-        "ladder_pca": 128,
+        "ladder_pca": None,
         "queries": PRODUCT_QUERIES,
         "report_k": 5,
         "prompts": ("{}",),

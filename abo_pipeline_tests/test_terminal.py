@@ -222,7 +222,13 @@ def test_indexes_are_a_row_a_size_with_effort_and_recall():
 
 
 def test_a_size_that_is_searched_otherwise_than_was_asked_for_has_a_note():
-    assert index_notes(INDEXES) == ["size 100: it is quicker"]
+    assert index_notes(INDEXES | {"sizes_dropped": ""}) == ["size 100: it is quicker"]
+
+
+def test_sizes_that_are_dropped_are_noted():
+    assert index_notes({"indexes": [], "sizes_dropped": "20, 60"}) == [
+        "dropped, for they are none of ABO_SIZES any more: 20, 60"
+    ]
 
 
 @pytest.mark.parametrize(

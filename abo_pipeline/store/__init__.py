@@ -144,13 +144,13 @@ class Store:
         Raises:
             StoreError: the space has been dropped meanwhile.
         """
-        space = self._known_space(name)
+        space = self.known_space(name)
         with transaction(self.engine) as connection:
             settled = connection.scalar(select(Space.fidelity).where(Space.name == name).with_for_update())
             if settled is None and not roster.has_vectors(connection, space.table):
                 values = {"fingerprint": encoder.fingerprint, "fidelity": dict(fidelity)}
                 connection.execute(update(Space).where(Space.name == name).values(values))
-        return self._known_space(name)
+        return self.known_space(name)
 
     def is_settled(self, space: EmbeddingSpace) -> bool:
         """Whether it is decided by which encoder a space's vectors are made: it was noted, or there are some."""
@@ -202,7 +202,7 @@ class Store:
         Raises:
             StoreError: there is no such space, or it holds no vectors.
         """
-        return roster.switch_default(self._known_space(name))
+        return roster.switch_default(self.known_space(name))
 
     def switch_back(self) -> str:
         """Have searches use the space again that they used before the last switch, in one step.
@@ -221,7 +221,7 @@ class Store:
         Raises:
             StoreError: there is no such space, it is the default, or somebody is at work in it; nothing is changed.
         """
-        roster.drop(self._known_space(name))
+        roster.drop(self.known_space(name))
 
     def accounts(self, space: str, starts: Sequence[int]) -> list[Account]:
         """The account of each partition of a space, also of one that nothing has been embedded into yet.
@@ -233,7 +233,12 @@ class Store:
         found = self.find_space(space)
         return accounts(self.engine, space, found.table.name if found else None, starts)
 
-    def _known_space(self, name: str) -> EmbeddingSpace:
+    def known_space(self, name: str) -> EmbeddingSpace:
+        """The space of that name.
+
+        Raises:
+            StoreError: there is none; names those that there are.
+        """
         space = self.find_space(name)
         if space is None:
             names = self.space_names()

@@ -128,12 +128,18 @@ def build_index(
         return _as_reported(connection, space, status)
 
 
-def drop_sizes_but(space: EmbeddingSpace, sizes: list[int], progress: Progress = lambda _: None) -> None:
-    """Forget sizes that are no longer asked for, and drop what served them alone: an index costs every write."""
+def drop_sizes_but(space: EmbeddingSpace, sizes: list[int], progress: Progress = lambda _: None) -> list[int]:
+    """Forget sizes that are no longer asked for, and drop what served them alone: an index costs every write.
+
+    Returns:
+        Those that were forgotten.
+    """
     with _maintenance(space, progress) as connection:
-        for table in (SizeIndex, Background):
-            connection.execute(delete(table).where(table.space == space.name, table.size.not_in(sizes)))
+        connection.execute(delete(Background).where(Background.space == space.name, Background.size.not_in(sizes)))
+        others = delete(SizeIndex).where(SizeIndex.space == space.name, SizeIndex.size.not_in(sizes))
+        forgotten = sorted(connection.scalars(others.returning(SizeIndex.size)))
         _drop_unused(connection, space, progress)
+    return forgotten
 
 
 def drop_lost_indexes(space: EmbeddingSpace, progress: Progress = lambda _: None) -> None:

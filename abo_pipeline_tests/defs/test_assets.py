@@ -234,7 +234,10 @@ def test_the_index_asset_takes_strategy_sizes_and_rebuild_as_config(definitions,
             {"strategy": "x"},
             "There is no index strategy 'x'. There are exact, hnsw, hnsw_float, ivfflat, bit, diskann.",
         ),
-        ({"sizes": [10, 77]}, "77 is none of the sizes 10, 30: name it in ABO_SIZES first."),
+        (
+            {"sizes": [10, 77]},
+            "77 is none of the sizes 10, 30. To have it beside them: ABO_SIZES=10,30,77, or abo run --sizes 10,30,77.",
+        ),
     ],
 )
 def test_a_strategy_or_size_that_is_not_there_is_refused(colours, config, message):

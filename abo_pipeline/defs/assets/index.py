@@ -40,9 +40,10 @@ class IndexConfig(dg.Config):
         if strategy not in NAMES:
             raise SettingsError(f"There is no index strategy {strategy!r}. There are {', '.join(NAMES)}.")
         if unknown := sorted(set(sizes) - set(settings.sizes)):
+            every = ",".join(map(str, sorted({*settings.sizes, *unknown})))
             raise SettingsError(
-                f"{unknown[0]:,} is none of the sizes {', '.join(f'{size:,}' for size in settings.sizes)}: "
-                "name it in ABO_SIZES first."
+                f"{unknown[0]:,} is none of the sizes {', '.join(f'{size:,}' for size in settings.sizes)}. "
+                f"To have it beside them: ABO_SIZES={every}, or abo run --sizes {every}."
             )
         return strategy, sizes
 
@@ -87,12 +88,14 @@ def embedding_index(
             )
             for size in sizes
         ]
-        drop_sizes_but(space, list(settings.sizes), progress.building)
+        # Who asks for some sizes has said nothing of the others.
+        forgotten = [] if config.sizes else drop_sizes_but(space, list(settings.sizes), progress.building)
         measures = {found.size: found for found in measure_sizes(space, encoder, settings, progress.building)}
     return dg.MaterializeResult(
         metadata={
             **made_for(settings),
             "indexes": table([_row(status, measures.get(status.size)) for status in statuses]),
+            "sizes_dropped": ", ".join(map(str, forgotten)),
             "built": sum(status.built for status in statuses),
             "bytes": sum(status.bytes for status in statuses),
             "seconds": round(sum(status.seconds for status in statuses), 2),
