@@ -11,6 +11,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +40,7 @@ _INK, _FAINT, _WARN = "#222222", "#8a8a8a", "#b4541a"
 _CELL_INCHES, _CELL_PIXELS = 1.75, 256
 _THUMBNAIL_PIXELS = 640
 _MOST_IN_A_ROW = 10
+_BOX = "□"
 
 
 @dataclass(frozen=True)
@@ -168,8 +170,20 @@ def _show(axes: Axes, picture: Image.Image | None, frame: str | None = None) -> 
 
 
 def _drawable(text: str) -> str:
-    """Text as matplotlib draws it literally: a dollar sign would begin a formula."""
-    return text.replace("$", r"\$")
+    """Text as matplotlib draws it literally: a dollar sign would begin a formula.
+
+    A letter that its font lacks, such as those of Chinese titles, is drawn as a box, which matplotlib warns of each
+    time. So it is given the box.
+    """
+    known = _letters_of_the_font()
+    return "".join(letter if ord(letter) in known or letter.isspace() else _BOX for letter in text).replace("$", r"\$")
+
+
+@cache
+def _letters_of_the_font() -> frozenset[int]:
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    return frozenset(get_font(findfont(FontProperties())).get_charmap())
 
 
 def _head(figure: Figure, title: str, fontsize: int) -> None:

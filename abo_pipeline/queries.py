@@ -43,7 +43,11 @@ _ESCAPED = re.compile(r'\\(["\\])')
 _BARE = re.compile(r'([^\s"“]\S*+)\s*+')
 _BARE_OR_NOTHING = re.compile(r'((?![“"])\S*+)\s*+')
 
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]++")
 _OPERATOR = re.compile(r"\s[+\-−–]\s")
+# As in what may have been meant for a mix.
+_OPERATOR_OR_END = re.compile(r"\s[+\-−–*](?:\s|$)")
+_PREFIXED = re.compile(rf"(?:^|\s)(?:{LIKE}|{IMAGE}|{URL})[\w\"“/.~]")
 _START = re.compile(rf'[+\-−–]?+\s*+(?:{_FACTOR}\s*+\*\s*+)?+(?:["“]|{LIKE}|{IMAGE}|{URL})')
 
 
@@ -226,7 +230,7 @@ def kind_of(term: Term) -> str:
 def misread(text: str) -> str | None:
     """What to say of a text that somebody may have meant as a mix; None if it does not look like one."""
     text = text.strip()
-    if not (_START.match(text) and _OPERATOR.search(text)):
+    if not (_START.match(text) and _OPERATOR_OR_END.search(text)) and not _PREFIXED.search(text):
         return None
     if _read(text):
         return "The query was read as one text; parse_query reads it as a mix."
@@ -234,8 +238,11 @@ def misread(text: str) -> str | None:
 
 
 def shown(query: Query) -> str:
-    """The query for a heading or a message: short, and without what a path or a URL may give away."""
-    return shortened(str(_with_terms(query, _public)))
+    """The query for a heading or a message: short, and without what a path or a URL may give away.
+
+    And without characters that would tell a terminal to do something.
+    """
+    return shortened(_CONTROLS.sub(" ", str(_with_terms(query, _public))))
 
 
 def recorded(query: Query) -> str:

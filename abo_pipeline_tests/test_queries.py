@@ -129,10 +129,16 @@ def test_whatever_is_no_mix_is_a_text_as_it_stands(written):
         ('2*"red" – shoe', True),
         ("- image:a.jpg + shoe", True),
         ("“red” - shoe", True),
+        ("red + like:71a", True),
+        ("a shoe like:71a", True),
+        ('"red shoe" * "heel"', True),
+        ('"red shoe" +', True),
         ("black - white striped shirt", False),
         ('"red shoe"', False),
         ('"Air-Max" shoe', False),
         ("I like: shoes - and heels", False),
+        ("a chair that I like:-)", False),
+        ("5 * red", False),
     ],
 )
 def test_a_text_that_looks_as_if_a_mix_was_meant_is_pointed_out(written, warned):
@@ -212,6 +218,7 @@ def test_what_is_shown_of_a_query_is_short_and_keeps_secrets_and_folders():
         'url:https://example.org/a.jpg - image:"a b.jpg"'
     )
     assert shown(UrlQuery("https:s3cret")) == "url:…"
+    assert shown(TextQuery("red\x1b[31m\nshoe\x9b")) == "red [31m shoe "
     assert shown(TextQuery("x" * 1000)) == "x" * 159 + "…"
 
 
