@@ -175,7 +175,7 @@ class Searching:
             return nearest(self.space, query, K, within)
 
         with self._bare(within) as bare:
-            seconds, answers = _in_turns({"ours": ours, "bare": bare}, self.queries[kind].vectors)
+            seconds, answers = _in_turns({"ours": ours, "bare": bare}, self.queries[kind].vectors, rounds=2)
         size, effort = within.size or 0, within.effort(K) if within.index_name else 0
         found = [self._rows(hits) for hits in answers["ours"]]
         recall = self._recall(self.queries[kind], self._truth[size][kind], found)
@@ -229,26 +229,28 @@ def _ours(strategy: str) -> str:
 
 
 def _in_turns(
-    ways: Mapping[Way, Callable[[Vectors], Any]], queries: Vectors, stretch: int = 1
+    ways: Mapping[Way, Callable[[Vectors], Any]], queries: Vectors, stretch: int = 1, rounds: int = 1
 ) -> tuple[dict[Way, list[float]], dict[Way, list[Any]]]:
     """Ask so many queries in every way before the next ones: seconds and answers by way.
 
     So whatever else the machine does slows all ways alike. They take turns in coming first, for who comes later finds
-    at hand what the first had to fetch. Some queries are asked before all, and not counted.
+    at hand what the first had to fetch; in a second round the other way round, so that each way is first with the very
+    same queries. Some queries are asked before all, and not counted.
     """
     for ask in ways.values():
         for query in queries[:WARM_UP]:
             ask(query)
     seconds: dict[Way, list[float]] = {name: [] for name in ways}
     answers: dict[Way, list[Any]] = {name: [] for name in ways}
-    for turn, first in enumerate(range(0, len(queries), stretch)):
-        for name in reversed(ways) if turn % 2 else ways:
-            for query in queries[first : first + stretch]:
-                started = time.perf_counter()
-                answer = ways[name](query)
-                seconds[name].append(time.perf_counter() - started)
-                answers[name].append(answer)
-    return seconds, answers
+    for number in range(rounds):
+        for turn, first in enumerate(range(0, len(queries), stretch), start=number):
+            for name in reversed(ways) if turn % 2 else ways:
+                for query in queries[first : first + stretch]:
+                    started = time.perf_counter()
+                    answer = ways[name](query)
+                    seconds[name].append(time.perf_counter() - started)
+                    answers[name].append(answer)
+    return seconds, {name: found[: len(queries)] for name, found in answers.items()}
 
 
 def _percentiles(seconds: Sequence[float]) -> tuple[float, float]:
