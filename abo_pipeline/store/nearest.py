@@ -9,11 +9,12 @@ comparing with those few. How a query vector comes about, and what a hit looks l
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, Select, func, literal_column, select, table, text, true
+from sqlalchemy import Connection, Dialect, Select, func, literal_column, select, table, text, true
 from sqlalchemy.exc import DBAPIError
 
 from abo_pipeline.errors import DamagedIndexError, StoreError
@@ -341,7 +342,7 @@ def answer(space: EmbeddingSpace, ask: Ask, way: Way, *, before: str = "") -> Se
 
     def rows() -> Sequence[Any]:
         with searching(space, ask, way) as connection:
-            return connection.execute(text(f"{before} {statement}"), values).all()
+            return connection.exec_driver_sql(_as_sent(f"{before} {statement}", connection.dialect), values).all()
 
     try:
         return rows()
@@ -350,6 +351,12 @@ def answer(space: EmbeddingSpace, ask: Ask, way: Way, *, before: str = "") -> Se
             raise
         # The server was started anew since the last search. Reading once more does no harm.
         return rows()
+
+
+@lru_cache(maxsize=256)
+def _as_sent(statement: str, dialect: Dialect) -> str:
+    """A statement as the driver takes it. There are few, and to read one anew takes as long as to send it."""
+    return str(text(statement).compile(dialect=dialect))
 
 
 def stored_vector(space: EmbeddingSpace, image_id: str, digest: str | None = None) -> NDArray[np.float32] | None:
