@@ -113,11 +113,11 @@ class ImageSearch:
         within, warnings = self._scope(size)
         options = {"exclude": asked.made_from, "filters": filters}
         try:
-            best, hits, more = _page(self.space, asked.vector, k, within, page, fold, options)
+            best, found, more, _ = _page(self.space, asked.vector, k, within, page, fold, options)
         except DamagedIndexError as error:
             warnings += (_broken(within, error.said),)
-            best, hits, more = _page(self.space, asked.vector, k, _exactly(within), page, fold, options)
-        found, hits = hits, tuple(hit for hit in hits if min_similarity is None or hit.similarity >= min_similarity)
+            best, found, more, _ = _page(self.space, asked.vector, k, _exactly(within), page, fold, options)
+        hits = tuple(hit for hit in found if min_similarity is None or hit.similarity >= min_similarity)
         if len(hits) < len(found):
             more += (f"{'The other' if hits else 'All'} hits are below the least similarity, {min_similarity:g}.",)
         elif len(found) < k and not more:
@@ -173,20 +173,25 @@ class ImageSearch:
         encoded = time.perf_counter()
         within, warnings = self._scope(size)
         options = {"exclude": asked.made_from, "filters": filters}
+
+        def watch(within: Scope) -> tuple[_Page, Explanation, float]:
+            answer = _page(self.space, asked.vector, k, within, page, fold, options)
+            return answer, *_watched(self.space, answer.asked[-1])
+
         try:
-            watched = _watched(self.space, asked.vector, k, within, page, fold, options)
+            answer, explanation, wall_ms = watch(within)
         except DamagedIndexError as error:
             warnings = (_broken(within, error.said),)
-            watched = _watched(self.space, asked.vector, k, _exactly(within), page, fold, options)
-        explanation = replace(watched.explanation, reason=warnings[0]) if warnings else watched.explanation
-        shown = watched.hits if hits is None else hits
+            answer, explanation, wall_ms = watch(_exactly(within))
         return ExplainedHits(
-            explanation,
-            searches=len(watched.asked),
+            replace(explanation, reason=warnings[0]) if warnings else explanation,
+            searches=len(answer.asked),
             encode_ms=1000 * (encoded - started),
-            sql_ms=min(explanation.server_ms, watched.wall_ms),
-            fetch_ms=max(0.0, watched.wall_ms - explanation.server_ms),
-            exact_ranks=exact_ranks(self.space, watched.asked[0], [hit.image_id for hit in shown]),
+            sql_ms=min(explanation.server_ms, wall_ms),
+            fetch_ms=max(0.0, wall_ms - explanation.server_ms),
+            exact_ranks=exact_ranks(
+                self.space, answer.asked[0], [hit.image_id for hit in (answer.hits if hits is None else hits)]
+            ),
         )
 
     def facets(self, hits: Hits) -> Facets:
@@ -396,6 +401,22 @@ def _check_numbers(k: int, size: int | None, page: int, min_similarity: float | 
         raise QueryError(f"The least similarity is {min_similarity}; a cosine lies between -1 and 1.")
 
 
+class _Page(NamedTuple):
+    """A page of an answer.
+
+    Attributes:
+        best: the best hit there is, on whichever page.
+        hits: of this page.
+        warnings: what to know about them.
+        asked: the searches that it took.
+    """
+
+    best: Neighbour | None
+    hits: tuple[Hit, ...]
+    warnings: tuple[str, ...]
+    asked: list[Ask]
+
+
 def _page(
     space: EmbeddingSpace,
     vector: Vectors,
@@ -404,19 +425,20 @@ def _page(
     page: int,
     fold: FoldRules | None,
     options: dict[str, Any],
-) -> tuple[Neighbour | None, tuple[Hit, ...], tuple[str, ...]]:
-    """The best hit there is, the hits of a page, and what to know about them."""
+) -> _Page:
+    """A page of k hits; ``options`` are ``exclude`` and ``filters``."""
+    asked: list[Ask] = []
     # Beyond the last key there is no image, and no number that Postgres takes.
     k, skip = min(k, LAST_KEY), min((page - 1) * k, LAST_KEY)
     if fold is None:
-        walk = chain.from_iterable(neighbour_chunks(space, vector, k, within, **options))
+        walk = chain.from_iterable(neighbour_chunks(space, vector, k, within, asked=asked, **options))
         first = next(walk, None)
         found = islice(chain([first] if first else [], walk), skip, min(skip + k, LAST_KEY))
-        return first, tuple(_hit(skip + rank, neighbour) for rank, neighbour in enumerate(found, start=1)), ()
+        return _Page(first, tuple(_hit(skip + rank, hit) for rank, hit in enumerate(found, start=1)), (), asked)
     # More at once than hits are wanted, for some will be folded.
-    chunks = neighbour_chunks(space, vector, max(2 * min(k, _FOLD_CHUNK), 20), within, with_vectors=True, **options)
-    candidates = ([_candidate(neighbour) for neighbour in chunk] for chunk in chunks)
-    folding = Folding(candidates, fold)
+    chunk = max(2 * min(k, _FOLD_CHUNK), 20)
+    chunks = neighbour_chunks(space, vector, chunk, within, asked=asked, with_vectors=True, **options)
+    folding = Folding(([_candidate(neighbour) for neighbour in found] for found in chunks), fold)
     before = folding.take(skip).groups if skip else ()
     groups = folding.take(k)
     best = next(iter((*before, *groups.groups)), None)
@@ -425,42 +447,16 @@ def _page(
         for rank, group in enumerate(groups.groups, start=1)
     )
     warnings = (_LOOKED_FAR,) if groups.end is End.BOUND else ()
-    return (best.best.payload if best else None), hits, warnings
+    return _Page(best.best.payload if best else None, hits, warnings, asked)
 
 
-class _Watched(NamedTuple):
-    """A page under the eyes of Postgres.
-
-    Attributes:
-        hits: of the page.
-        asked: the searches that it took.
-        explanation: what Postgres says of the last one.
-        wall_ms: that this one takes unwatched.
-    """
-
-    hits: tuple[Hit, ...]
-    asked: list[Ask]
-    explanation: Explanation
-    wall_ms: float
-
-
-def _watched(
-    space: EmbeddingSpace,
-    vector: Vectors,
-    k: int,
-    within: Scope,
-    page: int,
-    fold: FoldRules | None,
-    options: dict[str, Any],
-) -> _Watched:
-    """Takes what ``_page`` takes."""
-    asked: list[Ask] = []
-    _, hits, _ = _page(space, vector, k, within, page, fold, options | {"asked": asked})
+def _watched(space: EmbeddingSpace, ask: Ask) -> tuple[Explanation, float]:
+    """What Postgres says of a search, and the milliseconds that it takes unwatched."""
     # First so that the timed search finds a connection, and the same pages in memory.
-    explanation = explain(space, asked[-1])
+    explanation = explain(space, ask)
     started = time.perf_counter()
-    nearest_to(space, asked[-1])
-    return _Watched(hits, asked, explanation, 1000 * (time.perf_counter() - started))
+    nearest_to(space, ask)
+    return explanation, 1000 * (time.perf_counter() - started)
 
 
 def _candidate(neighbour: Neighbour) -> Candidate[Neighbour]:

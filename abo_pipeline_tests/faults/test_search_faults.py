@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -127,13 +128,17 @@ def check_damage(library: Library, server: EmbeddedServer, strategy: str, how: C
     assert answer is not None
     assert (answer.found, answer.hits, answer.of) == (False, 0, 10)
     assert answer.error
-    assert hits.warnings == (
-        f"The index of size {ROWS} does not answer rightly ({answer.error}), so this was searched exactly. "
-        "`abo index --rebuild` builds it anew.",
+    error = block_aside(answer.error)
+    (warning,) = map(block_aside, hits.warnings)
+    assert warning == (
+        f"The index of size {ROWS} does not answer rightly ({error}), so this was searched exactly. "
+        "`abo index --rebuild` builds it anew."
     )
-    assert (explained.explanation.strategy, explained.explanation.reason) == ("exact", hits.warnings[0])
+    assert (explained.explanation.strategy, block_aside(explained.explanation.reason)) == ("exact", warning)
     assert explained.exact_ranks == {image_id: rank for rank, image_id in enumerate(expected, start=1)}
-    assert str(refused.value) == (f"Index {name} cannot be read: {answer.error}. `abo index --rebuild` builds it anew.")
+    assert block_aside(str(refused.value)) == (
+        f"Index {name} cannot be read: {error}. `abo index --rebuild` builds it anew."
+    )
 
     status = build_index(library.space, ROWS, library.cutoff(ROWS), memory_mb=64, strategy=strategy, rebuild=True)
 
@@ -143,6 +148,11 @@ def check_damage(library: Library, server: EmbeddedServer, strategy: str, how: C
     assert (answer.found, answer.error) == (True, None)
     assert search(LikeQuery(like), 20).warnings == ()
     assert vector_indexes(library.space) == [name]
+
+
+def block_aside(said: str) -> str:
+    """What Postgres says of a damaged file without the block: graphs are drawn by lot, and each query takes its way."""
+    return re.sub(r"blocks? \d+(\.\.\d+)?", "a block", said)
 
 
 def vector_indexes(space: EmbeddingSpace) -> list[str]:
