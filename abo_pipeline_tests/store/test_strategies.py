@@ -193,7 +193,8 @@ def test_a_rebuild_replaces_what_looks_valid_and_the_measures_of_it(indexed, str
 
     assert (status.name, status.built, status.valid) == (before.index_name, True, True)
     assert file() != old
-    assert scope(space, ROWS) == before
+    # Until it has been measured, the effort of the same index is the best guess.
+    assert scope(space, ROWS) == replace(before, efforts={10: 99})
     assert [known.measures for known in measured(space, [ROWS])] == [None]
     assert set(vector_indexes(space)) == {scope(space, size).index_name for size in SIZES}
     # The old one served meanwhile.
