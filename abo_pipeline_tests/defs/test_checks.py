@@ -278,6 +278,13 @@ def test_other_answers_to_the_fixed_queries_are_a_warning(evaluate, definitions,
             "not measured for 0.99 at size(s) [30]: materialize embedding_index again",
         ),
         ("DELETE FROM embeddings_colours", "fewer than two images are embedded: there is nothing to miss"),
+        (
+            # Whatever was measured before.
+            "WITH gone AS (DELETE FROM embeddings_colours) UPDATE size_indexes SET measured = jsonb_set(measured, "
+            "'{points}', (SELECT jsonb_agg(p || '{\"recall\": 0.5}') "
+            "FROM jsonb_array_elements(measured -> 'points') p))",
+            "fewer than two images are embedded: there is nothing to miss",
+        ),
         ("DELETE FROM size_indexes", "not measured for 0.99 at size(s) [10, 30]: materialize embedding_index again"),
         ("SELECT 1", "at least 0.99 at every size"),
     ],
@@ -286,7 +293,7 @@ def test_recall_below_the_target_or_unknown_is_found_and_the_remedy_told(evaluat
     found = evaluate("embedding_index", "recall_meets_target", spoiling.replace(":", "\\:"))
 
     assert found.description == words
-    assert found.passed == (spoiling in ("SELECT 1", "DELETE FROM embeddings_colours"))
+    assert found.passed == (spoiling == "SELECT 1" or "DELETE FROM embeddings_colours" in spoiling)
     assert found.blocking
     if spoiling == "SELECT 1":
         rows = [record.data for record in found.metadata["recall"].records]
